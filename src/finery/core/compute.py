@@ -1,0 +1,211 @@
+"""Where a process can run, and the four verbs that run it.
+
+A job is a process that ends; a deployment is a process that should not.  An
+engine knows nothing of either: it is given a `Process` and keeps it.  Compute
+targets (named queues with a size) are here too; how a size becomes a lease of
+this machine's real processors is `Capacity` and the supervisor's arithmetic.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from sqlalchemy import (
+    JSON,
+    Column,
+    Integer,
+    String,
+    Table,
+    UniqueConstraint,
+    delete,
+    insert,
+    select,
+    update,
+)
+
+from finery.core import ids
+from finery.core.errors import Invalid, NotFound
+from finery.core.store import Page, Store, When, metadata, page
+
+TARGETS = Table(
+    "targets",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("workspace", String(64), nullable=False),
+    Column("name", String(255), nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("size", String(64), nullable=False),
+    Column("cpus", Integer, nullable=False),
+    Column("gpus", Integer, nullable=False),
+    Column("min_instances", Integer, nullable=False),
+    Column("max_instances", Integer, nullable=False),
+    Column("tier", String(16), nullable=False),
+    Column("description", String, nullable=False),
+    Column("tags", JSON, nullable=False),
+    Column("created_at", When, nullable=False),
+    Column("extras", JSON, nullable=False),
+    UniqueConstraint("workspace", "name"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Process:
+    """A command, its directory and what it needs.  `id` is unique for all time.
+
+    The environment of the process is the engine's own plus `env`.  It also gets
+    `FINERY_PROCESS_DIR`: a folder that is private to it, where a serving process
+    writes the file `address` once it answers.
+    """
+
+    id: str
+    command: list[str]  # an argument vector; a shell line is ["bash", "-c", LINE]
+    cwd: Path
+    log: Path  # stdout and stderr, appended; with ranks > 1 see `rank_log`
+    env: dict[str, str] = field(default_factory=dict)
+    ranks: int = 1  # so many copies, told apart by RANK, LOCAL_RANK and WORLD_SIZE
+    cpus: float | None = None  # limits where the machine allows them; None: no limit
+    memory: int | None = None  # bytes
+    gpus: tuple[int, ...] = ()  # indices of the devices it may see
+    warm: bool = (
+        False  # [python, -m, MODULE, ...] of our own environment: may be forked warm
+    )
+    timeout: float | None = (
+        None  # seconds; the engine ends it then, and says so in the report
+    )
+
+    def rank_log(self, rank: int) -> Path:
+        """Where rank `rank` writes: `std_log.txt`, or `std_log_process_NN.txt` of several."""
+        if self.ranks == 1:
+            return self.log
+        return self.log.with_name(
+            f"{self.log.stem}_process_{rank:02d}{self.log.suffix}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What an engine knows of a process now.
+
+    `exited` with no exit code means that the process was lost (its keeper was
+    killed, or the machine restarted).
+    """
+
+    state: Literal["unknown", "starting", "alive", "exited"]
+    exit_code: int | None = None
+    address: str | None = None  # http://host:port, once a serving process answers
+    timed_out: bool = False
+    started_at: float | None = None  # seconds since the epoch
+    ended_at: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capacity:
+    """What this engine's machines really have."""
+
+    cpus: int
+    memory: int  # bytes
+    gpus: int
+
+
+class Engine(Protocol):
+    """Runs processes.  Every verb returns at once and may be called again safely."""
+
+    def capacity(self) -> Capacity:
+        """Say what there is to share out."""
+
+    def start(self, process: Process) -> None:
+        """Begin the process.  A second call with the same id does nothing."""
+
+    def report(self, id: str) -> Report:
+        """Say what became of it, even if this server was restarted since."""
+
+    def stop(self, id: str) -> None:
+        """Ask it to end; insist after a grace period.  Gone already is fine."""
+
+    def log(self, id: str, offset: int = 0) -> bytes:
+        """What it has written to stdout and stderr (of rank 0) since `offset`."""
+
+    def forget(self, id: str) -> None:
+        """Drop what is kept of a process that has exited.  Unknown is fine."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A named queue: jobs sent to it run on machines of one size, so many at a time."""
+
+    workspace: str
+    name: str
+    kind: str = "cluster"  # cluster or instance
+    size: str = ""
+    cpus: int = 1  # of one machine of that size
+    gpus: int = 0
+    min_instances: int = 0
+    max_instances: int = 1
+    tier: str = "dedicated"
+    description: str = ""
+    tags: dict[str, str] = field(default_factory=dict)
+    created_at: datetime = field(default_factory=ids.now)
+    extras: dict[str, Any] = field(default_factory=dict)
+
+
+def create(store: Store, target: Target) -> Target:
+    """Write down a target; one of that name is changed to it."""
+    ids.name(target.name)
+    if (
+        not 0 <= target.min_instances <= target.max_instances
+        or target.max_instances < 1
+    ):
+        raise Invalid(
+            f"compute {target.name!r}: instances go from {target.min_instances} to "
+            f"{target.max_instances}; the least must be 0 or more, the most 1 or more",
+            target="maxNodeCount",
+        )
+    with store.transaction() as connection:
+        old = find(store, target.workspace, target.name)
+        if old is None:
+            connection.execute(insert(TARGETS).values(**vars(target)))
+            return target
+        target = replace(target, created_at=old.created_at)
+        query = update(TARGETS).where(_is(target.workspace, target.name))
+        connection.execute(query.values(**vars(target)))
+    return target
+
+
+def get(store: Store, workspace: str, name: str) -> Target:
+    target = find(store, workspace, name)
+    if target is None:
+        raise NotFound(f"no compute named {name!r}", target=name)
+    return target
+
+
+def find(store: Store, workspace: str, name: str) -> Target | None:
+    row = store.row(select(TARGETS).where(_is(workspace, name)))
+    return _target(row) if row else None
+
+
+def list(
+    store: Store, workspace: str, *, after: str = "", limit: int = 100
+) -> Page[Target]:
+    query = select(TARGETS).where(TARGETS.c.workspace == workspace)
+    query = query.where(TARGETS.c.seq > int(after or 0)).order_by(TARGETS.c.seq)
+    rows = store.rows(query.limit(limit + 1))
+    return page([_target(row) for row in rows], limit, [str(row.seq) for row in rows])
+
+
+def remove(store: Store, workspace: str, name: str) -> None:
+    """Forget a target; gone already is fine."""
+    with store.transaction() as connection:
+        connection.execute(delete(TARGETS).where(_is(workspace, name)))
+
+
+def _is(workspace: str, name: str) -> Any:
+    return (TARGETS.c.workspace == workspace) & (TARGETS.c.name == name)
+
+
+def _target(row: Any) -> Target:
+    doc = dict(row._mapping)
+    del doc["seq"]
+    return Target(**doc)

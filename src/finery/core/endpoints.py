@@ -1,0 +1,425 @@
+"""Endpoints, deployments, traffic, keys: a model, kept answering.
+
+This module writes down what is wanted and what became of it.  The supervisor
+brings deployments up; `doors/scoring.py` is the way in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
+from typing import Any, Literal
+
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    Column,
+    Index,
+    Integer,
+    String,
+    Table,
+    UniqueConstraint,
+    insert,
+    select,
+)
+from sqlalchemy import delete as delete_rows
+from sqlalchemy import update as update_rows
+
+from finery.core import ids, status
+from finery.core.errors import AlreadyExists, Conflict, Invalid, NotFound
+from finery.core.store import EVENTS, Page, Store, When, metadata, page
+
+ENDPOINTS = Table(
+    "endpoints",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("name", String(255), nullable=False, unique=True),
+    Column("workspace", String(64), nullable=False, index=True),
+    Column("status", String(16), nullable=False),
+    Column("auth", String(16), nullable=False),
+    Column("keys", JSON, nullable=False),
+    Column("traffic", JSON, nullable=False),
+    Column("mirror", JSON, nullable=False),
+    Column("description", String, nullable=False),
+    Column("tags", JSON, nullable=False),
+    Column("properties", JSON, nullable=False),
+    Column("created_at", When, nullable=False),
+    Column("created_by", String(255), nullable=False),
+    Column("extras", JSON, nullable=False),
+)
+
+DEPLOYMENTS = Table(
+    "deployments",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("id", String(64), nullable=False, unique=True),
+    Column("endpoint", String(255), nullable=False),
+    Column("name", String(255), nullable=False),
+    Column("workspace", String(64), nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("gone", Boolean, nullable=False),
+    Column("spec", JSON, nullable=False),
+    Column("revision", Integer, nullable=False),
+    Column("addresses", JSON, nullable=False),
+    Column("error", JSON),
+    Column("warnings", JSON, nullable=False),
+    Column("description", String, nullable=False),
+    Column("tags", JSON, nullable=False),
+    Column("properties", JSON, nullable=False),
+    Column("created_at", When, nullable=False),
+    Column("changed_at", When, nullable=False),
+    Column("created_by", String(255), nullable=False),
+    Column("extras", JSON, nullable=False),
+    UniqueConstraint("endpoint", "name"),
+    Index("deployments_kept", "gone", "seq"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endpoint:
+    """A name that answers; its keys; which deployment gets which share."""
+
+    name: str
+    workspace: str
+    status: str = "ready"
+    auth: Literal["key", "token"] = "key"
+    keys: dict[str, str] = field(default_factory=dict)  # primary, secondary
+    traffic: dict[str, int] = field(default_factory=dict)  # deployment -> percent
+    mirror: dict[str, int] = field(default_factory=dict)
+    description: str = ""
+    tags: dict[str, str] = field(default_factory=dict)
+    properties: dict[str, str] = field(default_factory=dict)
+    created_at: datetime = field(default_factory=ids.now)
+    created_by: str = ""
+    extras: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """When a deployment counts as well.  Times in seconds."""
+
+    failure_threshold: int = 30
+    success_threshold: int = 1
+    timeout: float = 2
+    period: float = 10
+    initial_delay: float = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serving:
+    """What a deployment runs."""
+
+    model: str = ""  # a reference to a model
+    code: str = ""  # a reference to a folder
+    script: str = ""  # the scoring script in it
+    environment: str = ""
+    env: dict[str, str] = field(default_factory=dict)
+    instances: int = 1
+    size: str = ""
+    max_concurrent_requests: int = 1  # per instance
+    request_timeout_ms: int = 5000
+    max_queue_wait_ms: int = 500
+    liveness: Probe = Probe()
+    readiness: Probe = Probe()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deployment:
+    """A model behind an endpoint.  Its `revision` counts what it was asked to run."""
+
+    id: str = field(default_factory=ids.new)
+    endpoint: str
+    name: str
+    workspace: str
+    spec: Serving
+    status: str = "creating"
+    revision: int = 1
+    addresses: list[str] = field(
+        default_factory=list
+    )  # of the instances that are ready
+    error: dict[str, Any] | None = None
+    warnings: list[str] = field(default_factory=list)
+    description: str = ""
+    tags: dict[str, str] = field(default_factory=dict)
+    properties: dict[str, str] = field(default_factory=dict)
+    created_at: datetime = field(default_factory=ids.now)
+    changed_at: datetime = field(default_factory=ids.now)  # of the status
+    created_by: str = ""
+    extras: dict[str, Any] = field(default_factory=dict)
+
+    def process(self, instance: int) -> str:
+        """The id of the process that is instance `instance` of this revision."""
+        return f"deployment-{self.id}-{self.revision}-{instance}"
+
+
+def create(store: Store, endpoint: Endpoint) -> Endpoint:
+    """Write down a new endpoint, with keys of its own."""
+    ids.name(endpoint.name)
+    keys = endpoint.keys or {"primary": ids.secret(), "secondary": ids.secret()}
+    endpoint = replace(endpoint, keys=keys)
+    with store.transaction() as connection:
+        if find(store, endpoint.name) is not None:
+            raise AlreadyExists(
+                f"endpoint {endpoint.name!r} exists; names are one list for the whole server",
+                target=endpoint.name,
+            )
+        _check_traffic(store, endpoint)
+        connection.execute(insert(ENDPOINTS).values(**vars(endpoint)))
+    return endpoint
+
+
+def get(store: Store, name: str) -> Endpoint:
+    endpoint = find(store, name)
+    if endpoint is None:
+        raise NotFound(f"no endpoint named {name!r}", target=name)
+    return endpoint
+
+
+def find(store: Store, name: str) -> Endpoint | None:
+    row = store.row(select(ENDPOINTS).where(ENDPOINTS.c.name == name))
+    return _endpoint(row) if row else None
+
+
+def list(
+    store: Store, workspace: str, *, after: str = "", limit: int = 100
+) -> Page[Endpoint]:
+    query = select(ENDPOINTS).where(ENDPOINTS.c.workspace == workspace)
+    query = query.where(ENDPOINTS.c.seq > int(after or 0)).order_by(ENDPOINTS.c.seq)
+    rows = store.rows(query.limit(limit + 1))
+    return page([_endpoint(row) for row in rows], limit, [str(row.seq) for row in rows])
+
+
+def update(store: Store, endpoint: Endpoint) -> Endpoint:
+    """Write down texts, tags, traffic, mirror and extras.  Raises `Invalid` for odd traffic."""
+    with store.transaction() as connection:
+        if get(store, endpoint.name).status != "ready":
+            raise Conflict(
+                f"endpoint {endpoint.name!r} is being deleted", target=endpoint.name
+            )
+        _check_traffic(store, endpoint)
+        query = update_rows(ENDPOINTS).where(ENDPOINTS.c.name == endpoint.name)
+        connection.execute(query.values(**vars(endpoint)))
+    return endpoint
+
+
+def regenerate(store: Store, name: str, which: str, value: str = "") -> Endpoint:
+    """Replace one key, `primary` or `secondary`."""
+    if which not in ("primary", "secondary"):
+        raise Invalid(
+            "the key to make anew is 'primary' or 'secondary'", target="keyType"
+        )
+    endpoint = get(store, name)
+    return update(
+        store, replace(endpoint, keys={**endpoint.keys, which: value or ids.secret()})
+    )
+
+
+def delete(store: Store, name: str) -> Endpoint | None:
+    """Ask for an endpoint and its deployments to end; gone already is fine (None)."""
+    with store.transaction() as connection:
+        endpoint = find(store, name)
+        if endpoint is None or endpoint.status != "ready":
+            return endpoint
+        moved = replace(
+            endpoint, status=status.move(status.ENDPOINT, endpoint.status, "deleting")
+        )
+        query = update_rows(ENDPOINTS).where(ENDPOINTS.c.name == name)
+        connection.execute(query.values(status=moved.status, traffic={}, mirror={}))
+        for deployment in deployments(store, name):
+            delete_deployment(store, name, deployment.name)
+        forget(store, name)
+    return find(store, name)
+
+
+def forget(store: Store, name: str) -> None:
+    """Drop the row of a deleted endpoint whose deployments are gone."""
+    with store.transaction() as connection:
+        endpoint = find(store, name)
+        if (
+            endpoint is not None
+            and endpoint.status == "deleting"
+            and not deployments(store, name)
+        ):
+            connection.execute(delete_rows(ENDPOINTS).where(ENDPOINTS.c.name == name))
+
+
+def deploy(store: Store, deployment: Deployment) -> Deployment:
+    """Ask for a deployment, or for a change of the one with that name.
+
+    A change of what it runs makes a new revision, which the supervisor brings
+    up before it lets the old one go.
+    """
+    ids.name(deployment.name)
+    with store.transaction() as connection:
+        endpoint = get(store, deployment.endpoint)
+        if endpoint.status != "ready":
+            raise Conflict(
+                f"endpoint {endpoint.name!r} is being deleted", target=endpoint.name
+            )
+        old = find_deployment(store, deployment.endpoint, deployment.name)
+        if old is None:
+            connection.execute(insert(DEPLOYMENTS).values(**_row(deployment)))
+            _event(store, deployment, "created")
+            return deployment
+        texts = ("description", "tags", "properties", "extras")
+        kept = replace(old, **{name: getattr(deployment, name) for name in texts})
+        if old.spec == deployment.spec and old.status in (
+            "ready",
+            "creating",
+            "updating",
+        ):
+            return _write(store, kept)
+        changed = replace(kept, spec=deployment.spec, revision=old.revision + 1)
+        if old.status == "creating":
+            return _write(store, changed)
+        if old.status == "updating":
+            raise Conflict(
+                f"deployment {old.name!r} is being updated: wait for it",
+                target=old.name,
+            )
+        return move(store, changed, "updating", error=None)
+
+
+def get_deployment(store: Store, endpoint: str, name: str) -> Deployment:
+    deployment = find_deployment(store, endpoint, name)
+    if deployment is None:
+        raise NotFound(f"no deployment {name!r} of endpoint {endpoint!r}", target=name)
+    return deployment
+
+
+def find_deployment(store: Store, endpoint: str, name: str) -> Deployment | None:
+    query = select(DEPLOYMENTS).where(DEPLOYMENTS.c.endpoint == endpoint)
+    row = store.row(query.where(DEPLOYMENTS.c.name == name))
+    return _deployment(row) if row else None
+
+
+def deployments(store: Store, endpoint: str) -> Sequence[Deployment]:
+    query = select(DEPLOYMENTS).where(DEPLOYMENTS.c.endpoint == endpoint)
+    return [_deployment(row) for row in store.rows(query.order_by(DEPLOYMENTS.c.seq))]
+
+
+def kept(store: Store) -> Sequence[Deployment]:
+    """Return every deployment that the supervisor has to look after, oldest first."""
+    rows = store.rows(
+        select(DEPLOYMENTS).where(~DEPLOYMENTS.c.gone).order_by(DEPLOYMENTS.c.seq)
+    )
+    return [_deployment(row) for row in rows]
+
+
+def delete_deployment(store: Store, endpoint: str, name: str) -> Deployment | None:
+    """Ask for a deployment to end; gone already is fine (None).
+
+    Raises `Conflict` while it gets traffic.
+    """
+    with store.transaction():
+        deployment = find_deployment(store, endpoint, name)
+        if deployment is None or deployment.status == "deleting":
+            return deployment
+        if get(store, endpoint).traffic.get(name):
+            raise Conflict(
+                f"deployment {name!r} gets {get(store, endpoint).traffic[name]} % of the traffic "
+                f"of endpoint {endpoint!r}: set its traffic to 0 first",
+                target=name,
+            )
+        return move(store, deployment, "deleting")
+
+
+def move(
+    store: Store, deployment: Deployment, to: str, *, reason: str = "", **changed: Any
+) -> Deployment:
+    """Change a deployment's status, if the machine allows it, and write the event.
+
+    A deployment that is `gone` leaves no row, so its name is free again.
+    """
+    with store.transaction() as connection:
+        found = find_deployment(store, deployment.endpoint, deployment.name)
+        if found is None or found.id != deployment.id:
+            raise Conflict(
+                f"deployment {deployment.name!r} is gone", target=deployment.name
+            )
+        next_status = status.move(status.DEPLOYMENT, found.status, to)
+        moved = replace(deployment, status=next_status, changed_at=ids.now(), **changed)
+        _event(store, moved, reason)
+        if to == "gone":
+            connection.execute(
+                delete_rows(DEPLOYMENTS).where(DEPLOYMENTS.c.id == deployment.id)
+            )
+            forget(store, deployment.endpoint)
+            return moved
+        return _write(store, moved)
+
+
+def set_addresses(
+    store: Store, deployment: Deployment, addresses: Sequence[str]
+) -> Deployment:
+    """Write down where the instances that are ready answer."""
+    with store.transaction():
+        found = get_deployment(store, deployment.endpoint, deployment.name)
+        return _write(store, replace(found, addresses=[*addresses]))
+
+
+def warn(store: Store, deployment: Deployment, message: str) -> Deployment:
+    """Keep a warning on the deployment, once."""
+    with store.transaction():
+        found = get_deployment(store, deployment.endpoint, deployment.name)
+        if message in found.warnings:
+            return found
+        return _write(store, replace(found, warnings=[*found.warnings, message]))
+
+
+def _check_traffic(store: Store, endpoint: Endpoint) -> None:
+    known = {deployment.name for deployment in deployments(store, endpoint.name)}
+    for field_name, shares in (
+        ("traffic", endpoint.traffic),
+        ("mirror", endpoint.mirror),
+    ):
+        for name, percent in shares.items():
+            if name not in known:
+                raise Invalid(
+                    f"{field_name} names the deployment {name!r}, which endpoint "
+                    f"{endpoint.name!r} does not have",
+                    target=field_name,
+                )
+            if not 0 <= percent <= 100:
+                raise Invalid(
+                    f"{field_name} of {name!r} is not 0 to 100", target=field_name
+                )
+    if sum(endpoint.traffic.values()) not in (0, 100):
+        raise Invalid("the traffic shares must add up to 0 or 100", target="traffic")
+    if sum(endpoint.mirror.values()) > 50:
+        raise Invalid("at most 50 % of the traffic can be mirrored", target="mirror")
+
+
+def _write(store: Store, deployment: Deployment) -> Deployment:
+    with store.transaction() as connection:
+        query = update_rows(DEPLOYMENTS).where(DEPLOYMENTS.c.id == deployment.id)
+        connection.execute(query.values(**_row(deployment)))
+    return deployment
+
+
+def _event(store: Store, deployment: Deployment, reason: str) -> None:
+    happened = {"kind": "deployment", "id": deployment.id, "status": deployment.status}
+    with store.transaction() as connection:
+        connection.execute(
+            insert(EVENTS).values(at=ids.now(), reason=reason, **happened)
+        )
+
+
+def _endpoint(row: Any) -> Endpoint:
+    doc = dict(row._mapping)
+    del doc["seq"]
+    return Endpoint(**doc)
+
+
+def _row(deployment: Deployment) -> dict[str, Any]:
+    gone = status.is_final(status.DEPLOYMENT, deployment.status)
+    return {**vars(deployment), "spec": asdict(deployment.spec), "gone": gone}
+
+
+def _deployment(row: Any) -> Deployment:
+    doc = dict(row._mapping)
+    del doc["seq"], doc["gone"]
+    spec = doc.pop("spec")
+    probes = {name: Probe(**spec.pop(name)) for name in ("liveness", "readiness")}
+    return Deployment(spec=Serving(**spec, **probes), **doc)

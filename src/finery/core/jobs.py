@@ -1,0 +1,389 @@
+"""Jobs: create, get, list, cancel, move: what was asked for and what became of it.
+
+A job is one run of a command, or a graph of such runs (`pipelines.py` has what
+a graph means).  This module writes wishes and statuses down; it starts nothing
+(the supervisor does, through an engine) and speaks no HTTP (the doors do).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    Column,
+    Index,
+    Integer,
+    String,
+    Table,
+    func,
+    insert,
+    select,
+)
+from sqlalchemy import update as update_rows
+
+from finery.core import ids, status
+from finery.core.errors import AlreadyExists, Conflict, NotFound
+from finery.core.store import EVENTS, Page, Store, When, metadata, page
+
+JOBS = Table(
+    "jobs",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("name", String(255), nullable=False, unique=True),
+    Column("workspace", String(64), nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("final", Boolean, nullable=False),
+    Column("spec", JSON, nullable=False),
+    Column("error", JSON),
+    Column("warnings", JSON, nullable=False),
+    Column("outputs", JSON, nullable=False),
+    Column("compute", String(255), nullable=False),
+    Column("experiment", String(255), nullable=False),
+    Column("display_name", String, nullable=False),
+    Column("description", String, nullable=False),
+    Column("tags", JSON, nullable=False),
+    Column("properties", JSON, nullable=False),
+    Column("parent", String(255), index=True),
+    Column("root", String(255), nullable=False),
+    Column("step", String(255), nullable=False),
+    Column("fingerprint", String(64), index=True),
+    Column("reused", String(255)),
+    Column("archived", Boolean, nullable=False),
+    Column("created_by", String(255), nullable=False),
+    Column("created_at", When, nullable=False),
+    Column("started_at", When),
+    Column("ended_at", When),
+    Column("extras", JSON, nullable=False),
+    Index("jobs_by_workspace", "workspace", "parent", "seq"),
+    Index("jobs_unfinished", "final", "seq"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input:
+    """A value, or something that becomes a path (or an address) in the job.
+
+    `value` is a literal's text, or a reference: see `files.py`.  In a step of
+    a pipeline it may be a binding: `${{parent.inputs.x}}` or
+    `${{parent.jobs.step.outputs.y}}`.
+    """
+
+    value: str
+    type: str = "literal"  # literal, uri_file, uri_folder, mltable, custom_model, mlflow_model, …
+    mode: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """A place that the job may write to; `asset` is the name it is registered under."""
+
+    type: str = "uri_folder"
+    mode: str = ""
+    location: str = ""  # a reference chosen by the caller; empty: ours to choose
+    asset: str = ""
+    version: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """One process (or one per rank) that ends."""
+
+    command: str
+    code: str = ""  # a reference to a folder, copied into the working directory
+    environment: str = ""  # a reference to an environment
+    env: dict[str, str] = field(default_factory=dict)
+    inputs: dict[str, Input] = field(default_factory=dict)
+    outputs: dict[str, Output] = field(default_factory=dict)
+    distribution: str = ""  # pytorch, mpi, tensorflow
+    ranks: int = 1  # per node
+    nodes: int = 1
+    shm_size: str = ""
+    timeout: float | None = None  # seconds
+    deterministic: bool = False
+    optional: tuple[
+        str, ...
+    ] = ()  # inputs that may be unset: `$[[…]]` around them drops out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One node of a pipeline: a component with its inputs bound."""
+
+    component: str  # a reference to a component
+    inputs: dict[str, Input] = field(default_factory=dict)
+    outputs: dict[str, str] = field(default_factory=dict)  # ours -> the pipeline's
+    registered: dict[str, Output] = field(
+        default_factory=dict
+    )  # ours -> how it is kept
+    compute: str = ""  # a name or a binding
+    ranks: str = ""  # a number or a binding; empty: the component's own
+    nodes: str = ""
+    shm_size: str = ""
+    timeout: float | None = None
+    env: dict[str, str] = field(default_factory=dict)
+    display_name: str = ""
+    force_rerun: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    """A job made of jobs."""
+
+    steps: dict[str, Step] = field(default_factory=dict)
+    inputs: dict[str, Input] = field(default_factory=dict)
+    outputs: dict[str, Output] = field(default_factory=dict)
+    compute: str = ""  # for steps that name none
+    continue_on_step_failure: bool = True
+    force_rerun: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One job.  Frozen: `move` and `update` return the next version of it."""
+
+    name: str
+    workspace: str
+    spec: Command | Pipeline
+    status: str = "queued"
+    error: dict[str, Any] | None = None  # message, target
+    warnings: list[str] = field(default_factory=list)
+    outputs: dict[str, str] = field(
+        default_factory=dict
+    )  # name -> where it lies, as a location
+    compute: str = ""
+    experiment: str = "Default"
+    display_name: str = ""
+    description: str = ""
+    tags: dict[str, str] = field(default_factory=dict)
+    properties: dict[str, str] = field(default_factory=dict)
+    parent: str | None = None
+    root: str = ""
+    step: str = ""
+    fingerprint: str | None = None  # equal for steps that would do the same work
+    reused: str | None = None  # the job whose outputs these are
+    archived: bool = False
+    created_by: str = ""
+    created_at: datetime = field(default_factory=ids.now)
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    extras: dict[str, Any] = field(
+        default_factory=dict
+    )  # the door's; the core never reads it
+
+    @property
+    def kind(self) -> str:
+        return "command" if isinstance(self.spec, Command) else "pipeline"
+
+    @property
+    def final(self) -> bool:
+        return status.is_final(status.JOB, self.status)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    at: datetime
+    status: str
+    reason: str
+
+
+def create(store: Store, job: Job) -> Job:
+    """Put a new job in the queue."""
+    ids.name(job.name)
+    job = replace(
+        job, root=job.root or job.name, display_name=job.display_name or job.name
+    )
+    with store.transaction() as connection:
+        if find(store, job.name) is not None:
+            raise AlreadyExists(f"job {job.name!r} exists", target=job.name)
+        connection.execute(insert(JOBS).values(**_row(job)))
+        _event(store, job, "created")
+    return job
+
+
+def get(store: Store, name: str) -> Job:
+    job = find(store, name)
+    if job is None:
+        raise NotFound(f"no job named {name!r}", target=name)
+    return job
+
+
+def find(store: Store, name: str) -> Job | None:
+    row = store.row(select(JOBS).where(JOBS.c.name == name))
+    return _job(row) if row else None
+
+
+def list(
+    store: Store,
+    workspace: str,
+    *,
+    parent: str | None = None,
+    archived: bool | None = False,
+    status: str | None = None,
+    after: str = "",
+    limit: int = 100,
+) -> Page[Job]:
+    """Return a workspace's jobs, newest first: the topmost ones, or a parent's children."""
+    query = select(JOBS).where(JOBS.c.workspace == workspace)
+    query = (
+        query.where(JOBS.c.parent == parent)
+        if parent
+        else query.where(JOBS.c.parent.is_(None))
+    )
+    if archived is not None:
+        query = query.where(JOBS.c.archived == archived)
+    if status is not None:
+        query = query.where(JOBS.c.status == status)
+    if after:
+        query = query.where(JOBS.c.seq < int(after))
+    rows = store.rows(query.order_by(JOBS.c.seq.desc()).limit(limit + 1))
+    return page([_job(row) for row in rows], limit, [str(row.seq) for row in rows])
+
+
+def children(store: Store, parent: str) -> Sequence[Job]:
+    query = select(JOBS).where(JOBS.c.parent == parent).order_by(JOBS.c.seq)
+    return [_job(row) for row in store.rows(query)]
+
+
+def unfinished(store: Store) -> Sequence[Job]:
+    """Return every job that the supervisor still has to look after, oldest first."""
+    query = select(JOBS).where(~JOBS.c.final).order_by(JOBS.c.seq)
+    return [_job(row) for row in store.rows(query)]
+
+
+def busy(store: Store, workspace: str) -> bool:
+    query = select(func.count()).select_from(JOBS)
+    row = store.row(query.where(JOBS.c.workspace == workspace, ~JOBS.c.final))
+    return bool(row and row[0])
+
+
+def same_work(store: Store, workspace: str, fingerprint: str) -> Job | None:
+    """Return the newest completed job that did the same work, if there is one."""
+    query = select(JOBS).where(
+        JOBS.c.fingerprint == fingerprint,
+        JOBS.c.workspace == workspace,
+        JOBS.c.status == "completed",
+    )
+    row = store.row(query.order_by(JOBS.c.seq.desc()).limit(1))
+    return _job(row) if row else None
+
+
+def move(
+    store: Store,
+    job: Job,
+    to: str,
+    *,
+    error: str = "",
+    target: str = "",
+    now: datetime | None = None,
+    **changed: Any,
+) -> Job:
+    """Change a job's status, if the machine allows it, and write that down with its event.
+
+    `changed` are other fields that change with it (`warnings`, `outputs`, …).
+    Raises `Conflict` where the change is not allowed from the status it has now.
+    """
+    now = now or ids.now()
+    with store.transaction() as connection:
+        current = get(store, job.name)
+        moved = replace(
+            current, status=status.move(status.JOB, current.status, to), **changed
+        )
+        if error:
+            moved = replace(moved, error={"message": error, "target": target})
+        if to == "running":
+            moved = replace(moved, started_at=now)
+        if moved.final:
+            moved = replace(moved, ended_at=now, started_at=moved.started_at or now)
+        connection.execute(
+            update_rows(JOBS).where(JOBS.c.name == job.name).values(**_row(moved))
+        )
+        _event(store, moved, error, now=now)
+    return moved
+
+
+def update(store: Store, name: str, **changed: Any) -> Job:
+    """Change what is not the status: texts, tags, warnings, archive mark, extras."""
+    assert "status" not in changed
+    with store.transaction() as connection:
+        updated = replace(get(store, name), **changed)
+        connection.execute(
+            update_rows(JOBS).where(JOBS.c.name == name).values(**_row(updated))
+        )
+    return updated
+
+
+def warn(store: Store, name: str, message: str) -> Job:
+    """Keep a warning on the job, once."""
+    with store.transaction():
+        job = get(store, name)
+        if message in job.warnings:
+            return job
+        return update(store, name, warnings=[*job.warnings, message])
+
+
+def cancel(store: Store, name: str) -> Job:
+    """Ask for a job and what it is made of to end.  Raises `Conflict` when it has ended."""
+    with store.transaction():
+        job = get(store, name)
+        if job.final:
+            raise Conflict(f"job {name!r} is {job.status} already", target=name)
+        if job.status in ("cancelling", "finalizing"):
+            return job
+        return move(store, job, "cancelled" if job.status == "queued" else "cancelling")
+
+
+def events(store: Store, name: str) -> Sequence[Event]:
+    query = (
+        select(EVENTS)
+        .where(EVENTS.c.kind == "job", EVENTS.c.id == name)
+        .order_by(EVENTS.c.seq)
+    )
+    return [
+        Event(at=row.at, status=row.status, reason=row.reason)
+        for row in store.rows(query)
+    ]
+
+
+def _event(store: Store, job: Job, reason: str, *, now: datetime | None = None) -> None:
+    happened = {"kind": "job", "id": job.name, "status": job.status, "reason": reason}
+    with store.transaction() as connection:
+        connection.execute(insert(EVENTS).values(at=now or job.created_at, **happened))
+
+
+def _row(job: Job) -> dict[str, Any]:
+    return {**vars(job), "spec": asdict(job.spec), "kind": job.kind, "final": job.final}
+
+
+def _job(row: Any) -> Job:
+    doc = dict(row._mapping)
+    kind, spec = doc.pop("kind"), doc.pop("spec")
+    del doc["seq"], doc["final"]
+    return Job(spec=_command(spec) if kind == "command" else _pipeline(spec), **doc)
+
+
+def _command(doc: dict[str, Any]) -> Command:
+    return Command(**{**doc, **_ports(doc), "optional": tuple(doc["optional"])})
+
+
+def _pipeline(doc: dict[str, Any]) -> Pipeline:
+    steps = {name: _step(step) for name, step in doc["steps"].items()}
+    return Pipeline(**{**doc, **_ports(doc), "steps": steps})
+
+
+def _step(doc: dict[str, Any]) -> Step:
+    inputs = {name: Input(**value) for name, value in doc["inputs"].items()}
+    registered = {name: Output(**value) for name, value in doc["registered"].items()}
+    return Step(**{**doc, "inputs": inputs, "registered": registered})
+
+
+def _ports(doc: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "inputs": {name: Input(**value) for name, value in doc["inputs"].items()},
+        "outputs": {name: Output(**value) for name, value in doc["outputs"].items()},
+    }

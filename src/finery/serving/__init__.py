@@ -1,0 +1,1 @@
+"""What runs inside a serving process.  Imports nothing of the server; `host.py` is the way in."""
