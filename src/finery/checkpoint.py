@@ -53,7 +53,7 @@ def is_adapter(folder: str | Path) -> bool:
 
 
 def base(folder: str | Path) -> Path | str:
-    """An adapter's base: `base/` inside it, else the path or hub id that its configuration names."""
+    """An adapter's base: `base/` inside it, else the path or hub id its configuration names."""
     here = find(folder)
     if (here / "base" / "config.json").is_file():
         return here / "base"
