@@ -55,7 +55,8 @@ TARGETS = Table(
 class Process:
     """A command, its directory and what it needs.  `id` is unique for all time.
 
-    The environment of the process is the engine's own plus `env`.  It also gets
+    The environment of the process is the harmless part of the engine's own (where
+    programs and certificates are, never a secret of the server) plus `env`.  It also gets
     `FINERY_PROCESS_DIR`: a folder that is private to it, where a serving process
     writes the file `address` once it answers.
     """
@@ -97,6 +98,7 @@ class Report:
     exit_code: int | None = None
     address: str | None = None  # http://host:port, once a serving process answers
     timed_out: bool = False
+    reason: str = ""  # one line, where the engine knows more than the exit code says
     started_at: float | None = None  # seconds since the epoch
     ended_at: float | None = None
 
@@ -126,7 +128,10 @@ class Engine(Protocol):
         """Ask it to end; insist after a grace period.  Gone already is fine."""
 
     def log(self, id: str, offset: int = 0) -> bytes:
-        """What it has written to stdout and stderr (of rank 0) since `offset`."""
+        """What it has written to stdout and stderr (of rank 0) since `offset`.
+
+        A negative offset counts from the end: the last so many bytes.
+        """
 
     def forget(self, id: str) -> None:
         """Drop what is kept of a process that has exited.  Unknown is fine."""

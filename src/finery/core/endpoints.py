@@ -61,6 +61,7 @@ DEPLOYMENTS = Table(
     Column("gone", Boolean, nullable=False),
     Column("spec", JSON, nullable=False),
     Column("revision", Integer, nullable=False),
+    Column("restarts", JSON, nullable=False),
     Column("addresses", JSON, nullable=False),
     Column("error", JSON),
     Column("warnings", JSON, nullable=False),
@@ -149,8 +150,8 @@ class Deployment:
     extras: dict[str, Any] = field(default_factory=dict)
 
     def process(self, instance: int) -> str:
-        """The id of the process that is instance `instance` of this revision."""
-        return f"deployment-{self.id}-{self.revision}-{instance}"
+        """The id of the process that is instance `instance` (from 0) of this revision now."""
+        return f"deployment-{self.id}-{self.revision}-{instance}-{self.restarts.get(str(instance), 0)}"
 
 
 def create(store: Store, endpoint: Endpoint) -> Endpoint:
@@ -270,7 +271,7 @@ def deploy(store: Store, deployment: Deployment) -> Deployment:
             "updating",
         ):
             return _write(store, kept)
-        changed = replace(kept, spec=deployment.spec, revision=old.revision + 1)
+        changed = replace(kept, spec=deployment.spec, revision=old.revision + 1, restarts={})
         if old.status == "creating":
             return _write(store, changed)
         if old.status == "updating":

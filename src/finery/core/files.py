@@ -6,17 +6,74 @@ A location is a text that other rows keep:
     package:<path>               shipped with Finery, below `catalog/`
     https://…                    an address; fetched where it is used
 
-Paths are confined to their datastore, links included.
+Paths are confined to their datastore, links included.  A file is there because
+it is on the disk, whoever wrote it: the database keeps only what a file system
+has no room for (`Facts`), and forgets it when the file changes.  What is still
+on its way in is in `uploads.py`; who may read and write is a door's business.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, BinaryIO
 
-from finery.core.errors import Invalid, NotFound
-from finery.core.store import Store
+from sqlalchemy import JSON, Column, String, Table, delete, insert, select
+
+from finery.core import ids
+from finery.core.errors import Conflict, Invalid, NotFound
+from finery.core.store import Page, Store, When, metadata, page
 
 PACKAGE = Path(__file__).parent.parent / "catalog"
+
+_LONGEST = 1024  # characters of a path
+_LONGEST_PART = 255  # bytes between two slashes: what the usual file systems take
+
+FACTS = Table(
+    "file_facts",
+    metadata,
+    Column("scope", String(64), primary_key=True),
+    Column("datastore", String(255), primary_key=True),
+    Column("path", String(_LONGEST), primary_key=True),
+    # Which file these are the facts of: they are of no other that takes its place.
+    Column("mark", String(80), nullable=False),
+    Column("changed", When, nullable=False),
+    Column("facts", JSON, nullable=False),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What is known of a file beside its bytes."""
+
+    tags: dict[str, str] = field(default_factory=dict)  # the caller's own
+    headers: dict[str, str] = field(default_factory=dict)  # how it wants to be handed out
+    pieces: list[tuple[str, int]] = field(default_factory=list)  # id and bytes, in order
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One file.  `etag` changes with its bytes and with its facts."""
+
+    path: str
+    size: int
+    changed: datetime
+    etag: str
+    facts: Facts = Facts()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folder:
+    """A folder in a listing; its path ends with a slash."""
+
+    path: str
 
 
 class Files:
@@ -24,11 +81,15 @@ class Files:
 
     def __init__(self, root: Path, store: Store) -> None:
         self.root, self.store = root, store
+        self._turn = threading.Lock()  # between a look at what is there and its replacement
 
     def path(self, scope: str, datastore: str, path: str = "") -> Path:
         """Return where `path` of a datastore lies.  Raises `Invalid` if it would leave it."""
-        base = (self.root / scope / datastore).resolve()
-        found = (base / path.lstrip("/")).resolve()
+        base = self.base(scope, datastore)
+        try:
+            found = (base / path.lstrip("/")).resolve()
+        except (OSError, ValueError, RuntimeError) as exc:  # a NUL, or links that go in circles
+            raise Invalid(f"the path {path!r} cannot be followed: {exc}", target="path") from exc
         if not found.is_relative_to(base):
             raise Invalid(
                 f"the path {path!r} leaves the datastore {datastore!r}", target="path"
@@ -49,3 +110,288 @@ class Files:
         if not found.exists():
             raise NotFound(f"nothing is at {location!r}", target=location)
         return found
+
+    def base(self, scope: str, datastore: str) -> Path:
+        """Return the folder of a datastore, which may not be there yet."""
+        ids.name(scope, target="workspace")
+        return (self.root / scope / ids.name(datastore, target="datastore")).resolve()
+
+    def create(self, scope: str, datastore: str) -> bool:
+        """Make the folder of a datastore; return False if it was there."""
+        base = self.base(scope, datastore)
+        existed = base.is_dir()
+        base.mkdir(parents=True, exist_ok=True)
+        return not existed
+
+    def find(self, scope: str, datastore: str, path: str) -> Entry | None:
+        """Return the file at `path`, if there is one.  A folder is no file."""
+        slot = self._slot(scope, datastore, path)
+        try:
+            found = self.path(scope, datastore, path).stat() if slot.is_symlink() else slot.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        if not stat.S_ISREG(found.st_mode):
+            return None
+        return _entry(path, found, self._facts(scope, datastore, path))
+
+    def get(self, scope: str, datastore: str, path: str) -> Entry:
+        entry = self.find(scope, datastore, path)
+        if entry is None:
+            raise NotFound(f"there is no file {path!r}", target=path)
+        return entry
+
+    def open(self, scope: str, datastore: str, path: str) -> tuple[Entry, BinaryIO]:
+        """Open a file for reading, and say what it was at that moment.  The caller closes it."""
+        self.get(scope, datastore, path)
+        try:
+            file = self.path(scope, datastore, path).open("rb", buffering=0)
+        except FileNotFoundError as exc:
+            raise NotFound(f"there is no file {path!r}", target=path) from exc
+        facts = self._facts(scope, datastore, path)
+        return _entry(path, os.fstat(file.fileno()), facts), file
+
+    def list(
+        self,
+        scope: str,
+        datastore: str,
+        *,
+        prefix: str = "",
+        after: str = "",
+        limit: int = 5000,
+        folders: bool = False,
+    ) -> Page[Entry | Folder]:
+        """Return the files whose path begins with `prefix`, in the order of their paths.
+
+        With `folders`, what lies in a folder below the prefix is shown as that
+        folder.  Only the folders on the way to the current file are held in
+        memory.  Links to folders are not followed, nor those that lead outside.
+        """
+        base = self.base(scope, datastore)
+        if not base.is_dir():
+            raise NotFound(f"there is no datastore {datastore!r}", target=datastore)
+        found: list[tuple[str, os.stat_result | None]] = []
+        for key, result in _walk(base, prefix=prefix, after=after, folders=folders):
+            found.append((key, result))
+            if len(found) > limit:
+                break
+        facts = self._many(scope, datastore, [key for key, result in found if result])
+        items: list[Entry | Folder] = [
+            Folder(path=key) if result is None else _entry(key, result, facts.get(key))
+            for key, result in found
+        ]
+        return page(items, limit, [key for key, _ in found])
+
+    def put(
+        self,
+        scope: str,
+        datastore: str,
+        path: str,
+        *,
+        part: Path,
+        facts: Facts = Facts(),
+        expect: Callable[[Entry | None], None] = lambda _: None,
+    ) -> Entry:
+        """Make the finished file `part` the file at `path`, at once and whole.
+
+        `expect` sees what is there now and raises if that is not what the
+        caller thought.  Raises `Conflict` where a file would have to be a
+        folder, or a folder a file.
+        """
+        slot = self._slot(scope, datastore, path)
+        with self._turn:
+            expect(self.find(scope, datastore, path))
+            try:
+                slot.parent.mkdir(parents=True, exist_ok=True)
+            except (NotADirectoryError, FileExistsError) as exc:
+                raise Conflict(
+                    f"{path!r} cannot be kept: a part of its path is a file here", target=path
+                ) from exc
+            _make_room(slot, path)
+            part.replace(slot)
+            found = slot.stat()
+            self._keep(scope, datastore, path, found, facts)
+        return self.find(scope, datastore, path) or _entry(path, found, None)
+
+    def annotate(
+        self,
+        scope: str,
+        datastore: str,
+        path: str,
+        *,
+        change: Callable[[Facts], Facts],
+        expect: Callable[[Entry | None], None] = lambda _: None,
+    ) -> Entry:
+        """Change what is known of a file beside its bytes."""
+        with self._turn:
+            expect(self.find(scope, datastore, path))
+            entry = self.get(scope, datastore, path)
+            found = self.path(scope, datastore, path).stat()
+            self._keep(scope, datastore, path, found, change(entry.facts), always=True)
+        return self.get(scope, datastore, path)
+
+    def delete(
+        self,
+        scope: str,
+        datastore: str,
+        path: str,
+        *,
+        expect: Callable[[Entry | None], None] = lambda _: None,
+    ) -> None:
+        """Delete a file (a link itself, not what it leads to).  Its folder stays."""
+        with self._turn:
+            expect(self.find(scope, datastore, path))
+            self.get(scope, datastore, path)
+            with suppress(FileNotFoundError):
+                self._slot(scope, datastore, path).unlink()
+            self._forget(scope, datastore, path)
+
+    def _slot(self, scope: str, datastore: str, path: str) -> Path:
+        """Return where the file `path` is or would be, without following it if it is a link."""
+        parts = path.split("/")
+        if len(path) > _LONGEST or any(_too_long(part) for part in parts):
+            raise Invalid(
+                f"the path {path[:60]!r}… is too long: {_LONGEST} characters, and "
+                f"{_LONGEST_PART} bytes between two slashes, are taken",
+                target="path",
+            )
+        if any(part in ("", ".", "..") or "\0" in part for part in parts):
+            raise Invalid(
+                f"{path!r} cannot be a file's path: every part of it needs a name", target="path"
+            )
+        return self.path(scope, datastore, "/".join(parts[:-1])) / parts[-1]
+
+    def _facts(self, scope: str, datastore: str, path: str) -> Any | None:
+        return self._many(scope, datastore, [path]).get(path)
+
+    def _many(self, scope: str, datastore: str, paths: list[str]) -> dict[str, Any]:  # type: ignore[valid-type]
+        if not paths:
+            return {}
+        query = select(FACTS).where(
+            FACTS.c.scope == scope,
+            FACTS.c.datastore == datastore,
+            FACTS.c.path.between(_text(min(paths)), _text(max(paths))),
+        )
+        return {row.path: row for row in self.store.rows(query)}
+
+    def _keep(
+        self,
+        scope: str,
+        datastore: str,
+        path: str,
+        found: os.stat_result,
+        facts: Facts,
+        *,
+        always: bool = False,
+    ) -> None:
+        known = self._facts(scope, datastore, path) is not None
+        if facts == Facts() and not always:
+            if known:
+                self._forget(scope, datastore, path)
+            return
+        row = {"mark": _mark(found), "changed": ids.now(), "facts": asdict(facts)}
+        with self.store.transaction() as connection:
+            self._forget(scope, datastore, path)
+            connection.execute(
+                insert(FACTS).values(scope=scope, datastore=datastore, path=path, **row)
+            )
+
+    def _forget(self, scope: str, datastore: str, path: str) -> None:
+        with self.store.transaction() as connection:
+            connection.execute(
+                delete(FACTS).where(
+                    FACTS.c.scope == scope,
+                    FACTS.c.datastore == datastore,
+                    FACTS.c.path == _text(path),
+                )
+            )
+
+
+def _walk(
+    base: Path, *, prefix: str, after: str, folders: bool
+) -> Iterator[tuple[str, os.stat_result | None]]:
+    """Yield the files below `base` in the order of their paths, and folders where asked."""
+    start = prefix.rpartition("/")[0]
+    if start and (base / start).resolve() != base / start:
+        return  # through a link, or out of the datastore
+    stack = [iter(_children(base, start + "/" if start else ""))]
+    while stack:
+        for key, entry in stack[-1]:
+            if not key.startswith(prefix) or (key <= after and not after.startswith(key)):
+                continue
+            if not key.endswith("/"):
+                result = _file(base, entry)
+                if result is not None and key != after:
+                    yield key, result
+            elif not folders:
+                stack.append(iter(_children(base, key)))
+                break
+            elif key != after and any(_walk(base, prefix=key, after="", folders=False)):
+                yield key, None
+        else:
+            stack.pop()
+
+
+def _children(base: Path, folder: str) -> list[tuple[str, os.DirEntry[str]]]:
+    """Return what a folder holds, by path; a folder's path ends with a slash and sorts so."""
+    try:
+        with os.scandir(base / folder) as found:
+            named = [
+                (folder + entry.name + "/" * entry.is_dir(follow_symlinks=False), entry)
+                for entry in found
+            ]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(named, key=lambda item: item[0])
+
+
+def _file(base: Path, entry: os.DirEntry[str]) -> os.stat_result | None:
+    """Return what a directory's entry is as a file; None if it is none, or none of ours."""
+    try:
+        if entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(base):
+            return None
+        found = entry.stat()
+    except (OSError, RuntimeError):  # it went away, or leads nowhere
+        return None
+    return found if stat.S_ISREG(found.st_mode) else None
+
+
+def _make_room(slot: Path, path: str) -> None:
+    """Let a file take the place of folders that hold no file; refuse if they hold one."""
+    if slot.is_symlink() or not slot.is_dir():
+        return
+    for folder, _, files in os.walk(slot, topdown=False):
+        if files:
+            raise Conflict(f"{path!r} is a folder here, with files in it", target=path)
+        with suppress(OSError):  # a folder with something in it, found by the next line
+            os.rmdir(folder)
+    if slot.exists():
+        raise Conflict(f"{path!r} is a folder here, with files in it", target=path)
+
+
+def _entry(path: str, found: os.stat_result, row: Any | None) -> Entry:
+    mark = _mark(found)
+    changed = datetime.fromtimestamp(found.st_mtime, UTC)
+    facts = Facts()
+    if row is not None and row.mark == mark:
+        pieces = [(id, size) for id, size in row.facts["pieces"]]
+        facts = Facts(**{**row.facts, "pieces": pieces})
+        changed = max(changed, row.changed)
+        mark = f"{mark} {row.changed.timestamp()}"
+    etag = hashlib.blake2b(mark.encode(), digest_size=8).hexdigest()
+    return Entry(path=path, size=found.st_size, changed=changed, etag=etag, facts=facts)
+
+
+def _mark(found: os.stat_result) -> str:
+    return f"{found.st_mtime_ns}-{found.st_size}-{found.st_ino}"
+
+
+def _too_long(part: str) -> bool:
+    try:
+        return len(os.fsencode(part)) > _LONGEST_PART
+    except UnicodeEncodeError as exc:
+        raise Invalid(f"{part!r} cannot be a file's name here", target="path") from exc
+
+
+def _text(path: str) -> str:
+    """Return a path that a database takes: names on a disk need not be text."""
+    return path.encode("utf-8", "replace").decode()

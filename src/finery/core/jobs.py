@@ -54,6 +54,7 @@ JOBS = Table(
     Column("step", String(255), nullable=False),
     Column("fingerprint", String(64), index=True),
     Column("reused", String(255)),
+    Column("lease", JSON, nullable=False),
     Column("archived", Boolean, nullable=False),
     Column("created_by", String(255), nullable=False),
     Column("created_at", When, nullable=False),
@@ -167,6 +168,7 @@ class Job:
     step: str = ""
     fingerprint: str | None = None  # equal for steps that would do the same work
     reused: str | None = None  # the job whose outputs these are
+    lease: dict[str, Any] = field(default_factory=dict)  # what the machine gave it: cpus, gpus, ranks
     archived: bool = False
     created_by: str = ""
     created_at: datetime = field(default_factory=ids.now)

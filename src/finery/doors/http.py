@@ -5,11 +5,16 @@ It speaks no dialect: each door's `wire.py` does.
 
 from __future__ import annotations
 
+import logging
+import re
+import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fastapi import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from finery.core import errors, ids
 from finery.core.compute import Capacity
@@ -18,6 +23,9 @@ from finery.core.workspaces import Caller, Keys
 if TYPE_CHECKING:
     from finery.core.files import Files
     from finery.core.store import Store
+
+_log = logging.getLogger("finery.access")
+_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 STATUS: dict[type[errors.Failure], int] = {
     errors.Unauthenticated: 401,
@@ -62,3 +70,47 @@ def bearer(request: Request) -> str | None:
 def caller(house: House, credential: str | None) -> Caller:
     """Say who shows `credential`.  Raises `Unauthenticated`."""
     return house.keys.caller(credential, now=ids.now())
+
+
+class Access:
+    """ASGI middleware: gives each request an id, answers with it, and logs one line for it.
+
+    The line says method, path, status and time; never a query (signatures), a
+    header or a body.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        given = next((v for k, v in scope["headers"] if k == b"x-ms-client-request-id"), b"")
+        id = given.decode("latin-1") if _ID.fullmatch(given) else uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = id
+        started, status = time.perf_counter(), 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                names = {name.lower() for name, _ in message["headers"]}
+                if b"x-ms-request-id" not in names:
+                    message["headers"] = [*message["headers"], (b"x-ms-request-id", id.encode())]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_with_id)
+        finally:
+            if _log.isEnabledFor(logging.INFO):
+                took = round((time.perf_counter() - started) * 1000, 1)
+                _log.info(
+                    "request",
+                    extra={
+                        "request": id,
+                        "method": scope["method"],
+                        "path": scope["path"],
+                        "status": status,
+                        "ms": took,
+                    },
+                )

@@ -1,0 +1,311 @@
+"""Where everything meets: store, engines, doors, supervisor; the only module that imports all."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import uvicorn
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from finery import certificates, journal
+from finery.config import DEFAULT_WORKSPACE, Settings
+from finery.core import workspaces
+from finery.core.errors import Failure, Invalid, NotFound
+from finery.core.files import Files
+from finery.core.store import Store, open_sqlite
+from finery.core.supervisor import Supervisor
+from finery.core.upkeep import Upkeep
+from finery.core.workspaces import Keys, Workspace
+from finery.doors import scoring
+from finery.doors.azureml import (
+    assets,
+    catalog,
+    cloud,
+    compute,
+    datastores,
+    endpoints,
+    history,
+    jobs,
+    storage,
+)
+from finery.doors.azureml import wire as azureml_wire
+from finery.doors.azureml import workspaces as azureml_workspaces
+from finery.doors.http import Access, House
+from finery.doors.mlflow import Mlflow
+from finery.doors.openai import chat as openai_chat
+from finery.doors.openai import wire as openai_wire
+from finery.doors.studio import pages
+from finery.engines import environments
+from finery.engines.local import LocalEngine
+from finery.serving import spec as serving_spec
+
+# Each is tried in turn; the first one whose path fits answers.
+ROUTERS: tuple[Callable[[House], APIRouter], ...] = (
+    jobs.router,
+    assets.router,
+    cloud.router,
+    azureml_workspaces.router,
+    datastores.router,
+    compute.router,
+    endpoints.router,
+    history.router,
+    storage.router,
+    scoring.router,
+    openai_chat.router,
+    pages.router,
+)
+
+# Path prefix -> who words a failure; the first that fits.
+WORDINGS: tuple[tuple[str, Callable[[Request, Exception], Response]], ...] = (
+    ("/openai", openai_wire.failure),
+    ("/endpoints", scoring.failure),
+    ("/blob", storage.failure),
+    ("/", azureml_wire.failure),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Platform:
+    settings: Settings
+    store: Store
+    files: Files
+    keys: Keys
+    engine: LocalEngine
+    supervisor: Supervisor
+    house: House
+    asgi: ASGIApp
+
+    def close(self) -> None:
+        self.supervisor.end()
+        self.engine.close()
+        self.store.close()
+
+
+def create(settings: Settings, *, http: str, https: str) -> Platform:
+    """Put a server together for the addresses it will have.  It starts nothing yet."""
+    home = settings.home
+    store = Store(settings.database) if settings.database else open_sqlite(home / "finery.db")
+    store.migrate()
+    files, keys = Files(home / "files", store), Keys(home)
+    engine = LocalEngine(home, warm_idle=settings.warm_idle)
+    supervisor: Supervisor
+    house = House(
+        store=store,
+        files=files,
+        keys=keys,
+        http=http,
+        https=https,
+        wake=lambda: supervisor.wake(),
+        log=engine.log,
+        capacity=engine.capacity,
+        default_workspace=DEFAULT_WORKSPACE,
+        tiny=settings.models == "tiny",
+    )
+    mlflow = Mlflow(house, home / "mlflow", settings.database or None)
+    shared = {"engine": engine, "interpreter": environments.interpreter}
+    upkeep = Upkeep(store, files, home, keys=keys, kind=serving_spec.detect, **shared)
+    supervisor = Supervisor(
+        store, files, home, tracking=mlflow.tracking, upkeep=upkeep, **shared
+    )
+    _furnish(house)
+    return Platform(
+        settings=settings,
+        store=store,
+        files=files,
+        keys=keys,
+        engine=engine,
+        supervisor=supervisor,
+        house=house,
+        asgi=Access(_dispatch(_doors(house), mlflow)),
+    )
+
+
+def _furnish(house: House) -> None:
+    """Make sure of what every home has: the default workspace and the catalog."""
+    subscription, group, name = house.default_workspace
+    try:
+        workspaces.get(house.store, subscription, group, name)
+    except NotFound:
+        workspaces.create(house.store, Workspace(subscription=subscription, group=group, name=name))
+    catalog.load(house.store, tiny=house.tiny)
+
+
+def _doors(house: House) -> FastAPI:
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    for router in ROUTERS:
+        app.include_router(router(house))
+
+    async def failure(request: Request, exc: Exception) -> Response:
+        for prefix, word in WORDINGS:
+            if request.url.path.startswith(prefix):
+                return word(request, exc)
+        raise exc
+
+    for kind in (Failure, HTTPException, RequestValidationError, Exception):
+        app.add_exception_handler(kind, failure)
+    return app
+
+
+def _dispatch(doors: ASGIApp, mlflow: ASGIApp) -> ASGIApp:
+    """Send /mlflow to the MLflow server as it is: mounting would hide its own path checks."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope.get("path", "")
+        if path == "/mlflow" or path.startswith("/mlflow/"):
+            await mlflow(scope, receive, send)
+        else:
+            await doors(scope, receive, send)
+
+    return app
+
+
+def serve(settings: Settings, *, ready: Callable[[Platform], None]) -> None:
+    """Serve until SIGINT or SIGTERM; call `ready` once every door answers."""
+    os.umask(0o077)
+    settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _locked(settings.home), _bound(settings.host, settings.port) as plain:
+        with _bound(settings.host, settings.tls_port) as tls:
+            journal.start(settings.home / "logs")
+            http = f"http://{_address(settings.host)}:{plain.getsockname()[1]}"
+            https = f"https://{_address(settings.host)}:{tls.getsockname()[1]}"
+            signed = certificates.ensure(settings.home / "tls", settings.host)
+            platform = create(settings, http=http, https=https)
+            try:
+                asyncio.run(_serve(platform, plain, tls, signed, ready))
+            finally:
+                platform.close()
+                (settings.home / "server.json").unlink(missing_ok=True)
+
+
+async def _serve(
+    platform: Platform,
+    plain: socket.socket,
+    tls: socket.socket,
+    signed: certificates.Certificates,
+    ready: Callable[[Platform], None],
+) -> None:
+    servers = [
+        _Server(_config(platform.asgi)),
+        _Server(_config(platform.asgi, signed)),
+    ]
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, lambda: [server.leave() for server in servers])
+    tasks = [
+        asyncio.create_task(server.serve(sockets=[sock]))
+        for server, sock in zip(servers, (plain, tls), strict=True)
+    ]
+    while not all(server.started for server in servers):
+        await asyncio.sleep(0.005)
+        for task in tasks:
+            if task.done():
+                task.result()
+    loop_thread = threading.Thread(target=platform.supervisor.run, name="supervisor", daemon=True)
+    loop_thread.start()
+    _announce(platform)
+    ready(platform)
+    await asyncio.gather(*tasks)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, but signals are ours: two servers share one process."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    def leave(self) -> None:
+        self.force_exit = self.should_exit  # asked a second time: at once
+        self.should_exit = True
+
+
+def _config(app: ASGIApp, signed: certificates.Certificates | None = None) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        http="httptools",
+        ws="none",
+        server_header=False,
+        timeout_graceful_shutdown=5,
+        ssl_certfile=signed.certificate if signed else None,
+        ssl_keyfile=signed.key if signed else None,
+    )
+
+
+def _announce(platform: Platform) -> None:
+    """Write down where the server is, for the command line of the same home."""
+    house, home = platform.house, platform.settings.home
+    subscription, group, name = house.default_workspace
+    found = {
+        "pid": os.getpid(),
+        "http": house.http,
+        "https": house.https,
+        "subscription": subscription,
+        "group": group,
+        "workspace": name,
+    }
+    part = home / "server.json.part"
+    part.write_text(json.dumps(found))
+    part.rename(home / "server.json")
+
+
+@contextlib.contextmanager
+def _locked(home: Path) -> Iterator[None]:
+    """Hold the home's lock.  Raises `Invalid` when another server does."""
+    file: IO[str]
+    with (home / "server.lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise Invalid(
+                f"a server (process {file.read().strip() or 'unknown'}) serves the home {home} "
+                "already: use it, end it with `finery down`, or give another --home",
+                target="home",
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+@contextlib.contextmanager
+def _bound(host: str, port: int) -> Iterator[socket.socket]:
+    """Yield a socket that listens.  Raises `Invalid` for a port in use."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind((host, port))
+        except OSError as exc:
+            raise Invalid(
+                f"cannot listen on {host} port {port}: {exc.strerror}; choose another with "
+                "--port and --tls-port (0 picks a free one)",
+                target="port",
+            ) from exc
+        yield sock
+
+
+def _address(host: str) -> str:
+    """Return how clients on this machine reach `host`."""
+    if host in ("0.0.0.0", "::"):
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host
+
+

@@ -1,0 +1,188 @@
+"""From a job to the process that does it: its folder, its inputs, its command line.
+
+Everything here may be done again after an interruption and gives the same
+result.  When it is done, and what follows, is `supervisor.py`.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import sys
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from finery.core import assets, references
+from finery.core.assets import Asset
+from finery.core.compute import Process
+from finery.core.errors import Invalid, NotFound, Unavailable
+from finery.core.files import Files
+from finery.core.jobs import Command, Input, Job
+from finery.core.store import Store
+
+LITERAL = "literal"
+_OPTIONAL = re.compile(r"\$\[\[(.*?)\]\]", re.DOTALL)
+_PLACE = re.compile(r"\$\{\{\s*(inputs|outputs)\.([A-Za-z0-9_.\-]+?)(?:\.path)?\s*\}\}")
+_PLAIN = re.compile(r"[\w\s'\"./:=,@%+\-\[\]{}]*")  # no shell has anything to do in such a line
+_RECIPES = "finery.recipes."
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Where a job works, and where what it leaves is kept."""
+
+    work: Path
+    artifacts: Path
+
+    @property
+    def std_log(self) -> Path:
+        return self.artifacts / "user_logs" / "std_log.txt"
+
+    @property
+    def system_log(self) -> Path:
+        return self.artifacts / "system_logs" / "finery.log"
+
+
+def folder(home: Path, files: Files, job: Job) -> Folder:
+    kept = references.artifacts(job.name).removeprefix(f"file:{references.ARTIFACTS}/")
+    return Folder(home / "jobs" / job.name, files.path(job.workspace, references.ARTIFACTS, kept))
+
+
+def process_id(job: Job) -> str:
+    return f"job-{job.name}"
+
+
+def prepare(store: Store, files: Files, home: Path, job: Job) -> Folder:
+    """Make the job's folder with its code; what it writes to ./outputs and ./logs is kept."""
+    assert isinstance(job.spec, Command)
+    place = folder(home, files, job)
+    for name in ("outputs", "logs", "user_logs", "system_logs"):
+        (place.artifacts / name).mkdir(parents=True, exist_ok=True)
+    place.work.mkdir(parents=True, exist_ok=True)
+    if job.spec.code:
+        code = references.path(store, files, job.workspace, job.spec.code)
+        shutil.copytree(code, place.work, dirs_exist_ok=True, symlinks=True)
+    for name in ("outputs", "logs"):
+        _link(place.work / name, place.artifacts / name)
+    return place
+
+
+def outputs(files: Files, job: Job) -> tuple[dict[str, str], dict[str, Path]]:
+    """Return the location and the path of every named output, the folders made."""
+    locations, paths = {}, {}
+    for name, output in job.spec.outputs.items():
+        location = output.location or references.output(job.name, name)
+        datastore, _, path = location.removeprefix("file:").partition("/")
+        found = files.path(job.workspace, datastore, path)
+        (found.parent if output.type == "uri_file" else found).mkdir(parents=True, exist_ok=True)
+        locations[name], paths[name] = location, found
+    return locations, paths
+
+
+def inputs(store: Store, files: Files, place: Folder, job: Job) -> dict[str, str]:
+    """Return what stands for each input in the command: its text, or its path."""
+    found = {}
+    for name, value in job.spec.inputs.items():
+        try:
+            found[name] = _input(store, files, place, job, name, value)
+        except NotFound as exc:
+            raise NotFound(f"input {name!r}: {exc}", target=f"inputs.{name}") from exc
+    return found
+
+
+def render(command: Command, values: Mapping[str, str], places: Mapping[str, Path]) -> str:
+    """Return the command line with inputs and outputs filled in.
+
+    `$[[ … ]]` drops out where an input in it is unset.  Raises `Invalid` for a
+    name that the job does not have.
+    """
+
+    def optional(match: re.Match[str]) -> str:
+        used = [name for kind, name in _PLACE.findall(match.group(1)) if kind == "inputs"]
+        return match.group(1) if all(name in values for name in used) else ""
+
+    def value(match: re.Match[str]) -> str:
+        kind, name = match.groups()
+        if kind == "outputs" and name in places:
+            return str(places[name])
+        if kind == "inputs" and name in values:
+            return values[name]
+        if kind == "inputs" and name in command.optional:
+            return ""
+        raise Invalid(f"the command names {kind}.{name}, which the job does not have", target=name)
+
+    return _PLACE.sub(value, _OPTIONAL.sub(optional, command.command)).strip()
+
+
+def process(
+    job: Job, place: Folder, line: str, *, interpreter: Path, env: Mapping[str, str]
+) -> Process:
+    """Return the process that runs `line`, with the interpreter's folder first on its path."""
+    assert isinstance(job.spec, Command)
+    recipe = _recipe(line, interpreter)
+    return Process(
+        id=process_id(job),
+        command=recipe or ["bash", "-c", line],
+        cwd=place.work,
+        log=place.std_log,
+        env={**env, "PATH": f"{interpreter.parent}:/usr/local/bin:/usr/bin:/bin"},
+        ranks=job.lease.get("ranks", 1),
+        cpus=job.lease.get("cpus"),
+        gpus=tuple(job.lease.get("gpus", ())),
+        warm=bool(recipe),
+        timeout=job.spec.timeout,
+    )
+
+
+def environment(store: Store, job: Job) -> Asset | None:
+    assert isinstance(job.spec, Command)
+    return assets.by_ref(store, job.spec.environment) if job.spec.environment else None
+
+
+def _recipe(line: str, interpreter: Path) -> list[str] | None:
+    """Return a recipe's own command as an argument vector: it needs no shell between."""
+    if str(interpreter) != sys.executable or not _PLAIN.fullmatch(line):
+        return None
+    words = shlex.split(line)
+    if words[:2] == ["python", "-m"] and words[2:3] and words[2].startswith(_RECIPES):
+        return [str(interpreter), *words[1:]]
+    return None
+
+
+def _input(
+    store: Store, files: Files, place: Folder, job: Job, name: str, value: Input
+) -> str:
+    if value.type == LITERAL or ":" not in value.value:
+        return value.value
+    scope, location = references.location(store, value.value)
+    if location.startswith(("https://", "http://")):
+        return str(_fetched(place, name, location))
+    return str(files.locate(scope or job.workspace, location))
+
+
+def _fetched(place: Folder, name: str, address: str) -> Path:
+    """Download an address beside the job, once."""
+    target = place.work.parent / f"{place.work.name}.inputs" / name / address.rsplit("/", 1)[-1]
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f".{target.name}.part")
+        try:
+            with urllib.request.urlopen(address, timeout=60) as answer, part.open("wb") as file:
+                shutil.copyfileobj(answer, file)
+        except OSError as exc:
+            raise Unavailable(f"input {name!r}: {address} cannot be fetched: {exc}") from exc
+        part.rename(target)
+    return target
+
+
+def _link(link: Path, target: Path) -> None:
+    """Make `link` lead to `target`, keeping what the code brought under that name."""
+    if link.is_symlink():
+        return
+    if link.is_dir():
+        shutil.copytree(link, target, dirs_exist_ok=True)
+        shutil.rmtree(link)
+    link.symlink_to(target)

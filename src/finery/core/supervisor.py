@@ -1,0 +1,337 @@
+"""The loop that makes things so.
+
+Each tick compares what the store asks for with what the engine reports and
+takes at most one step for each job and each deployment (`upkeep.py` has the
+latter's).  A tick that is interrupted is simply run again: every step is safe
+to repeat, and nothing that matters lives only in memory.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+from finery.core import assets, compute, ids, jobs, launch, pipelines, status
+from finery.core.assets import Asset
+from finery.core.compute import Capacity, Engine
+from finery.core.errors import Conflict, Failure
+from finery.core.files import Files
+from finery.core.jobs import Command, Job, Pipeline
+from finery.core.launch import Folder
+from finery.core.store import Store
+from finery.core.upkeep import Upkeep
+
+logger = logging.getLogger(__name__)
+
+_BUSY_PAUSE = 0.05  # seconds between looks while something runs
+_IDLE_PAUSE = 1.0
+_ACTIVE = ("preparing", "running", "finalizing", "cancelling")
+
+
+class Tracking(Protocol):
+    """Where a job's metrics go.  Both verbs may be called again safely."""
+
+    def open(self, job: Job) -> dict[str, str]:
+        """Begin the job's run and return the environment that joins it."""
+
+    def close(self, job: Job) -> None:
+        """End the job's run as the job ended."""
+
+
+class Supervisor:
+    def __init__(
+        self,
+        store: Store,
+        files: Files,
+        home: Path,
+        *,
+        engine: Engine,
+        tracking: Tracking,
+        interpreter: Callable[[Asset | None], Path],
+        upkeep: Upkeep,
+    ) -> None:
+        self.store, self.files, self.home = store, files, home
+        self.engine, self.tracking, self.interpreter = engine, tracking, interpreter
+        self.upkeep = upkeep
+        self._wake = threading.Event()
+        self._over = threading.Event()
+        self._pool = ThreadPoolExecutor(8, thread_name_prefix="step")
+        self._at_work: set[str] = set()  # jobs whose step is in a thread of the pool
+
+    def wake(self) -> None:
+        """Say that there is something to do."""
+        self._wake.set()
+
+    def run(self) -> None:
+        """Tick until `end` is called."""
+        while not self._over.is_set():
+            try:
+                busy = self.tick()
+            except Exception:  # the database may be locked or full: look again, never give up
+                logger.exception("a tick failed")
+                busy = False
+            self._wake.wait(_BUSY_PAUSE if busy else _IDLE_PAUSE)
+            self._wake.clear()
+
+    def end(self) -> None:
+        self._over.set()
+        self._wake.set()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def tick(self) -> bool:
+        """Take one step for everything; say whether anything is under way."""
+        unfinished = jobs.unfinished(self.store)
+        self._admit(unfinished)
+        for job in unfinished:
+            if job.status != "queued" and job.name not in self._at_work:
+                self._at_work.add(job.name)
+                self._pool.submit(self._guarded, job)
+        return self.upkeep.tick() or bool(unfinished)
+
+    # -- admission ---------------------------------------------------------------------
+
+    def _admit(self, unfinished: Sequence[Job]) -> None:
+        """Let queued jobs in, in their order, as far as their compute and the machine go."""
+        capacity = self.engine.capacity()
+        active = [job for job in unfinished if job.status in _ACTIVE]
+        for job in unfinished:
+            if job.status != "queued":
+                continue
+            lease = self._lease(job, active, capacity)
+            if lease is None:
+                continue
+            try:
+                moved = jobs.move(self.store, job, "preparing", lease=lease)
+            except Conflict:
+                continue  # cancelled since we looked
+            active.append(moved)
+            self._wake.set()
+
+    def _lease(self, job: Job, active: Sequence[Job], capacity: Capacity) -> dict[str, object] | None:
+        """Return what of the machine the job gets, or None while it has to wait."""
+        if isinstance(job.spec, Pipeline):
+            return {}
+        target = compute.find(self.store, job.workspace, job.compute) if job.compute else None
+        running = [other for other in active if isinstance(other.spec, Command)]
+        here = [o for o in running if (o.workspace, o.compute) == (job.workspace, job.compute)]
+        most = target.max_instances if target else capacity.cpus
+        if len(here) >= most or len(running) >= max(capacity.cpus, 1):
+            return None
+        wanted = job.spec.ranks * job.spec.nodes
+        if not capacity.gpus:
+            with_gpus = target is not None and target.gpus > 0
+            ranks = 1 if with_gpus else min(wanted, capacity.cpus)
+            return {"gpus": [], "ranks": max(ranks, 1)}
+        if target is not None and target.gpus == 0:
+            return {"gpus": [], "ranks": min(wanted, capacity.cpus)}
+        taken = {gpu for other in running for gpu in other.lease.get("gpus", ())}
+        free = [gpu for gpu in range(capacity.gpus) if gpu not in taken]
+        need = min(max(wanted, 1), capacity.gpus)
+        return {"gpus": free[:need], "ranks": need} if len(free) >= need else None
+
+    # -- one job -----------------------------------------------------------------------
+
+    def _guarded(self, job: Job) -> None:
+        try:
+            self._step(job)
+        except Conflict:
+            pass  # someone moved it since we looked; the next tick looks again
+        except Failure as exc:
+            self._fail(job, str(exc), target=exc.target)
+        except OSError as exc:  # a full disk, most likely: said on the job, not only in the log
+            logger.exception("job %s: step from %r failed", job.name, job.status)
+            self._fail(job, f"{exc.strerror or exc}: {exc.filename or self.home}")
+        except Exception as exc:  # one job's trouble must not stop the others
+            logger.exception("job %s: step from %r failed", job.name, job.status)
+            self._fail(job, f"internal error: {type(exc).__name__}: {exc}")
+        finally:
+            self._at_work.discard(job.name)
+
+    def _step(self, job: Job) -> None:
+        pipeline = isinstance(job.spec, Pipeline)
+        match job.status:
+            case "preparing":
+                self._open(job) if pipeline else self._start(job)
+            case "running":
+                self._advance(job) if pipeline else self._watch(job)
+            case "finalizing":
+                self._finish(job)
+            case "cancelling":
+                self._stop(job)
+
+    def _start(self, job: Job) -> None:
+        assert isinstance(job.spec, Command)
+        place = launch.prepare(self.store, self.files, self.home, job)
+        log = SystemLog(place)
+        interpreter = self.interpreter(launch.environment(self.store, job))
+        values = launch.inputs(self.store, self.files, place, job)
+        locations, paths = launch.outputs(self.files, job)
+        line = launch.render(job.spec, values, paths)
+        for warning in self._shortfalls(job):
+            log.write(f"warning: {warning}")
+            job = jobs.warn(self.store, job.name, warning)
+        for name, value in values.items():
+            log.write(f"input {name}: {value}")
+        log.write(f"command: {line}")
+        env = {**self.tracking.open(job), **job.spec.env}
+        process = launch.process(job, place, line, interpreter=interpreter, env=env)
+        self.engine.start(process)
+        log.write(f"started as process {process.id}, {process.ranks} rank(s), gpus {process.gpus}")
+        jobs.move(self.store, job, "running", outputs=locations)
+
+    def _shortfalls(self, job: Job) -> list[str]:
+        """Say what the job was promised and this machine does not have."""
+        assert isinstance(job.spec, Command)
+        target = compute.find(self.store, job.workspace, job.compute) if job.compute else None
+        capacity, found = self.engine.capacity(), []
+        if target is not None and target.gpus > capacity.gpus:
+            found.append(
+                f"compute {target.name!r} is of size {target.size} with {target.gpus} GPUs; this "
+                f"machine has {capacity.gpus}: the job runs on what is there"
+            )
+        wanted = job.spec.ranks * job.spec.nodes
+        if wanted > job.lease.get("ranks", 1):
+            found.append(
+                f"{wanted} processes were asked for ({job.spec.nodes} nodes x {job.spec.ranks}); "
+                f"{job.lease.get('ranks', 1)} run here"
+            )
+        return found
+
+    def _watch(self, job: Job) -> None:
+        report = self.engine.report(launch.process_id(job))
+        if report.state == "unknown":
+            return self._fail(job, "the process was lost: the engine knows nothing of it")
+        if report.state != "exited":
+            return None
+        if report.timed_out:
+            assert isinstance(job.spec, Command)
+            return self._fail(job, f"it ran past its limit of {job.spec.timeout:g} s and was ended")
+        if report.exit_code is None:
+            return self._fail(job, "the process was lost: its keeper or the machine was stopped")
+        if report.exit_code:
+            said = self._last_words(job)
+            return self._fail(job, f"the command ended with exit status {report.exit_code}{said}")
+        jobs.move(self.store, job, "finalizing")
+        self._wake.set()
+        return None
+
+    def _last_words(self, job: Job) -> str:
+        """Return the last line of the log: where most programs say why they ended."""
+        tail = self.engine.log(launch.process_id(job), -4096).decode(errors="replace")
+        lines = [line.strip() for line in tail.splitlines() if line.strip()]
+        return f": {lines[-1][:500]}" if lines else ""
+
+    def _finish(self, job: Job) -> None:
+        for name, output in job.spec.outputs.items():
+            if output.asset and name in job.outputs:
+                self._register(job, name)
+        self._end(job, "completed")
+
+    def _register(self, job: Job, name: str) -> None:
+        output = job.spec.outputs[name]
+        models = ("mlflow_model", "custom_model", "triton_model")
+        kind = "model" if output.type in models else "data"
+        asset = Asset(
+            scope=job.workspace,
+            kind=kind,
+            name=output.asset,
+            version=output.version,
+            type=output.type,
+            location=job.outputs[name],
+            made_by=f"{job.name}/{name}",
+            created_by=job.created_by,
+        )
+        assets.create(self.store, asset)
+
+    def _stop(self, job: Job) -> None:
+        if isinstance(job.spec, Pipeline):
+            if self._cancel_children(job):
+                return
+        else:
+            self.engine.stop(launch.process_id(job))
+            if self.engine.report(launch.process_id(job)).state not in ("exited", "unknown"):
+                return
+        self._end(job, "cancelled")
+
+    def _fail(self, job: Job, error: str, *, target: str = "") -> None:
+        if job.status == "cancelling":
+            return
+        self.engine.stop(launch.process_id(job))
+        try:
+            self._end(job, "failed", error=error, target=target)
+        except Conflict:
+            pass  # it ended, or was cancelled, in the meantime
+
+    def _end(self, job: Job, to: str, *, error: str = "", target: str = "") -> None:
+        """Close the job's run, then write its end down: a repeat closes it again, no harm."""
+        with_end = replace(job, status=to, ended_at=ids.now())
+        if job.started_at is not None or job.status != "queued":
+            self.tracking.close(with_end)
+        if isinstance(job.spec, Command) and error:
+            place = launch.folder(self.home, self.files, job)
+            if place.artifacts.exists():
+                SystemLog(place).write(f"{to}: {error}")
+        jobs.move(self.store, job, to, error=error, target=target)
+        self.engine.forget(launch.process_id(job))
+        self._wake.set()
+
+    # -- pipelines ---------------------------------------------------------------------
+
+    def _open(self, job: Job) -> None:
+        self.tracking.open(job)
+        jobs.move(self.store, job, "running")
+        self._wake.set()
+
+    def _advance(self, job: Job) -> None:
+        assert isinstance(job.spec, Pipeline)
+        children = {child.step: child for child in jobs.children(self.store, job.name)}
+        match pipelines.outcome(job.spec, children):
+            case "running":
+                for name in pipelines.ready(job.spec, children):
+                    self._begin(job, name)
+            case "completed":
+                found = pipelines.outputs(job.spec, children)
+                jobs.move(self.store, job, "finalizing", outputs=found)
+                self._wake.set()
+            case "failed":
+                if not self._cancel_children(job):
+                    self._end(job, "failed", error=pipelines.failure(children))
+
+    def _begin(self, job: Job, step: str) -> None:
+        """Create a step's job; work that was done before is not done again."""
+        child = pipelines.child(self.store, self.files, job, step)
+        with self.store.transaction():
+            if jobs.find(self.store, child.name) is not None:
+                return
+            old = child.fingerprint and jobs.same_work(
+                self.store, child.workspace, child.fingerprint
+            )
+            jobs.create(self.store, child)
+            if old:
+                jobs.move(self.store, child, "completed", outputs=old.outputs, reused=old.name)
+        self._wake.set()
+
+    def _cancel_children(self, job: Job) -> bool:
+        """Cancel what still runs below a pipeline; say whether anything does."""
+        left = [child for child in jobs.children(self.store, job.name) if not child.final]
+        for child in left:
+            if child.status != "cancelling" and status.JOB[child.status]:
+                jobs.cancel(self.store, child.name)
+        return bool(left)
+
+
+class SystemLog:
+    """What the platform did for a job, in the job's own `system_logs/`."""
+
+    def __init__(self, place: Folder) -> None:
+        self._path = place.system_log
+
+    def write(self, text: str) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(f"{ids.now().isoformat(timespec='milliseconds')} {text}\n")
