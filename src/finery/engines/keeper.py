@@ -1,0 +1,508 @@
+"""The keeper: one small program beside each process, which starts it and writes down its end.
+
+`python -I -S keeper.py DIRECTORY` holds DIRECTORY/lock, starts what
+DIRECTORY/process.json asks for (one copy per rank, each the leader of a session
+of its own), and writes DIRECTORY/exit.json when all have ended.  It depends on
+no server: it enforces the timeout, the grace period and the memory limit alone.
+
+Files, each written whole or not at all:
+`process.json` (by the engine) what is asked for; `stop` (by the engine) asks for the end;
+`started.json` before anything runs: from here on it is never started again;
+`ranks.json` the ranks' pids and start times, before any of them runs a line;
+`limits.json` which limits hold, and by what means; `exit.json` how it ended.
+
+Standard library only, as little of it as will do, and no import of our own: its
+start is on the path of every job.  `warm.py` runs `keep` too, with a `launch` of
+its own.  What the files mean to a server is in `local.py`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import json
+import os
+import signal
+import sys
+import time
+
+TYPE_CHECKING = False  # importing `typing` would cost as much as the rest of this file
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, NoReturn
+
+    Launch = Callable[[dict[str, Any], dict[str, str]], NoReturn]
+
+DEATH_SIGNAL, NAME, SUBREAPER = 1, 15, 36  # prctl's numbers (linux/prctl.h)
+HEEDED = {signal.SIGCHLD, signal.SIGTERM}
+BLOCKED = HEEDED | {signal.SIGINT, signal.SIGHUP}
+# What a server may have set otherwise, and a process expects as it was.
+DEFAULTS = [signal.SIGPIPE, signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGCHLD]
+RESERVED = 4096  # bytes kept for exit.json, so that a full disk does not swallow the end
+GUARD = 'read -r word || kill -9 -- "$@"'  # end of file: the keeper is dead
+
+
+def main() -> None:
+    keep(os.path.abspath(sys.argv[1]))
+
+
+def keep(directory: str, launch: Launch | None = None) -> None:
+    """Run what `directory` asks for and write down its end.
+
+    Returns at once where another keeper has it, or had it.  `launch` is called
+    in each rank's process and does not return; it executes the command unless
+    said otherwise.
+    """
+    signal.pthread_sigmask(signal.SIG_SETMASK, BLOCKED)
+    os.chdir("/")
+    lock = claim(directory)
+    if lock is None:
+        return
+    keeper = Keeper(directory, launch or execute)
+    try:
+        keeper.begin()
+        keeper.watch()
+    except OSError as error:
+        keeper.fail(f"could not be started: {error}")
+    keeper.finish()
+    os.close(lock)
+
+
+def claim(directory: str) -> int | None:
+    """Take the lock and say so in started.json; None where that was done before.
+
+    A record lock, because a child does not inherit it: the lock is held exactly
+    as long as the keeper lives.
+    """
+    try:
+        lock = os.open(f"{directory}/lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except FileNotFoundError:
+        return None  # forgotten meanwhile
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return None
+    if os.path.exists(f"{directory}/started.json"):
+        return None
+    reserve = os.open(f"{directory}/exit.part", os.O_WRONLY | os.O_CREAT, 0o600)
+    os.write(reserve, b" " * RESERVED)
+    os.close(reserve)
+    me = {"boot": boot(), "pid": os.getpid(), "start": started(os.getpid()), "at": time.time()}
+    record(directory, "started.json", me, durable=True)  # or it might run twice
+    return lock
+
+
+class Keeper:
+    """The ranks of one process, from their start to their end."""
+
+    def __init__(self, directory: str, launch: Launch) -> None:
+        self.directory = directory
+        self.launch = launch
+        with open(f"{directory}/process.json") as file:
+            self.asked: dict[str, Any] = json.load(file)
+        self.ranks: dict[int, int] = {}  # pid -> rank, of those that run
+        self.code: int | None = None
+        self.reason = ""
+        self.timed_out = False
+        self.ending = False
+        self.kill_at: float | None = None
+        self.deadline: float | None = None
+        self.group: str | None = None
+        self.guard: tuple[int, int] | None = None  # its pid, and the pipe that holds it back
+
+    def begin(self) -> None:
+        """Start every rank, unless the stop came first."""
+        if os.path.exists(f"{self.directory}/stop"):
+            self.code, self.reason = -signal.SIGTERM, "stopped before it began"
+            return
+        control(SUBREAPER, 1)  # what a rank leaves behind comes to us
+        self.group = enclose(self.asked)
+        record(self.directory, "limits.json", limits(self.asked, self.group))
+        if self.asked["timeout"] is not None:
+            self.deadline = time.monotonic() + self.asked["timeout"]
+        held, go = os.pipe()
+        for rank in range(self.asked["ranks"]):
+            self.ranks[self.fork(rank, held, go)] = rank
+        os.close(held)
+        ranks = [{"rank": n, "pid": pid, "start": started(pid)} for pid, n in self.ranks.items()]
+        record(self.directory, "ranks.json", ranks)
+        self.post_guard()
+        os.write(go, b"g" * len(ranks))
+        os.close(go)
+
+    def fork(self, rank: int, held: int, go: int) -> int:
+        """Start one rank, up to the point where it waits for the word to go."""
+        keeper = os.getpid()
+        pid = os.fork()
+        if pid:
+            return pid
+        try:
+            os.close(go)
+            os.setsid()
+            control(DEATH_SIGNAL, signal.SIGKILL)
+            if os.getppid() != keeper or not os.read(held, 1):
+                os._exit(125)  # the keeper died first, so nobody knows of us
+            os.close(held)
+            self.settle(rank)
+        except BaseException as error:
+            # Whatever happens, this copy of the keeper must not go on as a keeper.
+            os.write(2, f"finery: cannot run {self.asked['command'][0]}: {error}\n".encode())
+            os._exit(127 if isinstance(error, FileNotFoundError) else 126)
+
+    def settle(self, rank: int) -> NoReturn:
+        """In the child: take its place, then become the program."""
+        asked = self.asked
+        log = os.open(asked["logs"][rank], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        for target, file in enumerate((nothing, log, log)):
+            os.dup2(file, target)
+        if self.group:
+            write(f"{self.group}/cgroup.procs", "0")
+        write("/proc/self/oom_score_adj", "500", missing_ok=True)  # rather us than the server
+        os.chdir(asked["cwd"])
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        env = asked["env"] | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        self.launch(asked, env)
+
+    def watch(self) -> None:
+        """Until the last rank ends: reap, and enforce what was asked."""
+        while self.ranks:
+            came = signal.sigtimedwait(HEEDED, self.patience())
+            if came is not None and came.si_signo == signal.SIGTERM:
+                self.end("stopped")
+            self.reap()
+            now = time.monotonic()
+            if self.deadline is not None and now >= self.deadline and not self.ending:
+                self.timed_out = True
+                self.end(f"ran past its {self.asked['timeout']:g} s")
+            if self.asked["memory"] and not self.group and not self.ending:
+                self.weigh(self.asked["memory"])
+            if self.kill_at is not None and now >= self.kill_at:
+                self.signal_all(signal.SIGKILL)
+                self.kill_at = now + 1
+
+    def patience(self) -> float:
+        """How long nothing needs doing, in seconds."""
+        waits = [3600.0]
+        if self.asked["memory"] and not self.group:
+            waits.append(1.0)
+        moments = [self.kill_at, None if self.ending else self.deadline]
+        waits += [moment - time.monotonic() for moment in moments if moment is not None]
+        return max(0.0, min(waits))
+
+    def reap(self) -> None:
+        """Take note of every child that has ended."""
+        while True:
+            try:
+                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return
+            if ended is None:
+                return
+            rank = self.ranks.pop(ended.si_pid, None)
+            if rank is not None:
+                # The rest of its group goes too, while the dead leader still holds the number.
+                kill_group(ended.si_pid, signal.SIGKILL)
+            _, status = os.waitpid(ended.si_pid, 0)
+            if rank is not None:
+                self.note(rank, os.waitstatus_to_exitcode(status))
+
+    def note(self, rank: int, code: int) -> None:
+        """One rank ended: the first failure is the process's, and ends the others."""
+        if not self.code:
+            self.code = code
+        if self.ranks:
+            self.post_guard()  # for those that are left: the number of the dead may be reused
+            if code:
+                self.end(f"rank {rank} ended with {code}")
+
+    def weigh(self, allowed: int) -> None:
+        used = memory_of(set(self.ranks), unless_under=allowed)
+        if used > allowed:
+            self.end(f"used {used >> 20} MiB of memory, more than its {allowed >> 20} MiB")
+
+    def end(self, reason: str) -> None:
+        """Ask every rank to end; `watch` insists after the grace period."""
+        if self.ending:
+            return
+        self.ending = True
+        self.reason = reason
+        self.kill_at = time.monotonic() + self.asked["grace"]
+        self.signal_all(signal.SIGTERM)
+
+    def signal_all(self, number: int) -> None:
+        for pid in self.ranks:  # not reaped yet, so the number is still theirs
+            kill_group(pid, number)
+
+    def post_guard(self) -> None:
+        """Set a shell to kill the ranks' groups should this keeper be killed.
+
+        The death signal reaches only the leaders.  A shell is a hundredth of our
+        size, and it is in no session that is signalled.
+        """
+        self.dismiss_guard()
+        inlet, hold = os.pipe()
+        nothing = os.open(os.devnull, os.O_RDWR)
+        actions = [(os.POSIX_SPAWN_DUP2, inlet, 0)]
+        actions += [(os.POSIX_SPAWN_DUP2, nothing, target) for target in (1, 2)]
+        groups = [f"-{pid}" for pid in self.ranks]
+        pid = os.posix_spawn(
+            "/bin/sh",
+            ["sh", "-c", GUARD, "sh", *groups],
+            {},
+            file_actions=actions,
+            setsid=True,
+            setsigmask=[],
+        )
+        os.close(inlet)
+        os.close(nothing)
+        self.guard = (pid, hold)
+
+    def dismiss_guard(self) -> None:
+        if self.guard is None:
+            return
+        pid, hold = self.guard
+        self.guard = None
+        try:
+            os.write(hold, b"done\n")
+        except BrokenPipeError:
+            pass  # it was killed before us
+        os.close(hold)
+
+    def fail(self, reason: str) -> None:
+        """Something here went wrong: nothing of the process may be left running."""
+        self.reason = self.reason or reason
+        self.ending = True
+        self.signal_all(signal.SIGKILL)
+        while self.ranks:
+            signal.sigtimedwait(HEEDED, 0.1)
+            self.reap()
+
+    def finish(self) -> None:
+        """Clear up what the ranks left, then write down the end."""
+        self.dismiss_guard()
+        self.clear()
+        if self.group:
+            dissolve(self.group)
+        end = {"code": self.code, "timed_out": self.timed_out, "reason": self.reason}
+        last_word(self.directory, json.dumps(end | {"at": time.time()}))
+
+    def clear(self) -> None:
+        """Kill what left its session and so came to us, its reaper; wait for at most 5 s."""
+        patience = time.monotonic() + 5
+        while time.monotonic() < patience:
+            self.reap()
+            left = children(os.getpid())
+            if not left:
+                return
+            for pid in left:
+                kill(pid, signal.SIGKILL)
+            signal.sigtimedwait({signal.SIGCHLD}, 0.1)
+
+
+def execute(asked: dict[str, Any], env: dict[str, str]) -> NoReturn:
+    os.execvpe(asked["command"][0], asked["command"], env)
+
+
+def record(directory: str, name: str, what: object, *, durable: bool = False) -> None:
+    """Write a JSON file whole or not at all; `durable`: so that it outlasts the power too."""
+    part = f"{directory}/{name}.{os.urandom(4).hex()}.part"
+    file = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        os.write(file, json.dumps(what).encode())
+        if durable:
+            os.fsync(file)
+    finally:
+        os.close(file)
+    os.rename(part, f"{directory}/{name}")
+    if durable:
+        sync(directory)
+
+
+def sync(directory: str) -> None:
+    """Have the names in a directory on the disk."""
+    file = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def last_word(directory: str, text: str, *, pause: float = 1.0) -> None:
+    """Write exit.json into the room reserved for it, and have it on the disk.
+
+    Tries until it can: while this waits it holds the lock, so that the process
+    counts as alive and not as lost.
+    """
+    while os.path.isdir(directory):
+        try:
+            file = os.open(f"{directory}/exit.part", os.O_WRONLY | os.O_CREAT, 0o600)
+            try:
+                os.write(file, text[:RESERVED].ljust(RESERVED).encode())
+                os.fsync(file)
+            finally:
+                os.close(file)
+            os.rename(f"{directory}/exit.part", f"{directory}/exit.json")
+            sync(directory)
+            return
+        except OSError as error:
+            print(f"cannot write exit.json: {error}", file=sys.stderr, flush=True)
+            time.sleep(pause)
+
+
+def boot() -> str:
+    """Tell this start of the machine from every other."""
+    with open("/proc/sys/kernel/random/boot_id") as file:
+        return file.read().strip()
+
+
+def stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat from the third on; none where there is no such process."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].decode().split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+def started(pid: int) -> int:
+    """When it started, in ticks since boot: with the pid, who it is.  0: nobody."""
+    fields = stat(pid)
+    return int(fields[19]) if fields else 0
+
+
+def children(pid: int) -> list[int]:
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children") as file:
+            return [int(word) for word in file.read().split()]
+    except OSError:
+        return []
+
+
+def memory_of(sessions: set[int], *, unless_under: int) -> int:
+    """Bytes of memory of its own that the processes of these sessions hold.
+
+    0 where a cheap look shows that it is under the limit.
+    """
+    stats = {int(name): stat(int(name)) for name in os.listdir("/proc") if name.isdigit()}
+    members = {pid: f for pid, f in stats.items() if f and int(f[3]) in sessions}
+    pages = sum(int(fields[21]) for fields in members.values())
+    if pages * os.sysconf("SC_PAGE_SIZE") <= unless_under:
+        return 0
+    used = 0
+    for pid in members:
+        try:
+            with open(f"/proc/{pid}/smaps_rollup") as file:
+                lines = [line.split() for line in file]
+        except OSError:
+            continue
+        # Shares of pages, so that forked workers do not count their parent's memory again.
+        used += sum(int(line[1]) for line in lines if line[0] in ("Pss_Anon:", "Pss_Shmem:"))
+    return used * 1024
+
+
+def limits(asked: dict[str, Any], group: str | None) -> dict[str, Any]:
+    """Say which limit holds by what means, in words for whoever asked."""
+    cpus, memory = asked["cpus"], asked["memory"]
+    by_cpu = "none asked" if cpus is None else "threads"
+    by_memory = "none asked" if memory is None else "watched"
+    if group:
+        by_cpu, by_memory = (x if x == "none asked" else "cgroup" for x in (by_cpu, by_memory))
+    means = {
+        "none asked": "no limit was asked for",
+        "cgroup": "enforced by a control group",
+        "threads": "not enforced (no control group is ours to make): OMP_NUM_THREADS says it",
+        "watched": "measured every second (no control group is ours to make); ended when over it",
+    }
+    said = [f"processors: {cpus or 'all'}, {means[by_cpu]}"]
+    said += [f"memory: {memory or 'all'} bytes, {means[by_memory]}"]
+    return {"cpus": by_cpu, "memory": by_memory, "group": group, "said": "; ".join(said)}
+
+
+def enclose(asked: dict[str, Any], root: str = "/sys/fs/cgroup") -> str | None:
+    """Make a control group (version 2) with the limits asked for, where one is ours to make."""
+    if asked["cpus"] is None and asked["memory"] is None:
+        return None
+    try:
+        with open("/proc/self/cgroup") as file:
+            own = root + [line[3:].strip() for line in file if line.startswith("0::")][0]
+    except (OSError, IndexError):
+        return None
+    above = os.path.dirname(own)
+    for parent in [own.rstrip("/")] + ([above] if delegated(above) else []):
+        group = f"{parent}/{asked['name']}"
+        try:
+            write(f"{parent}/cgroup.subtree_control", "+cpu +memory")
+            os.mkdir(group)
+        except OSError:
+            continue
+        try:
+            if asked["memory"] is not None:
+                write(f"{group}/memory.max", str(asked["memory"]))
+                write(f"{group}/memory.oom.group", "1")
+            if asked["cpus"] is not None:
+                write(f"{group}/cpu.max", f"{int(asked['cpus'] * 100_000)} 100000")
+            return group
+        except OSError:
+            dissolve(group)
+    return None
+
+
+def delegated(group: str) -> bool:
+    """Say whether systemd gave this control group away (Delegate=, DelegateSubgroup=)."""
+    for name in ("user.delegate", "trusted.delegate"):
+        try:
+            if os.getxattr(group, name) == b"1":
+                return True
+        except OSError:
+            continue
+    return False
+
+
+def dissolve(group: str) -> None:
+    """Kill what is in a control group and remove it; gone already is fine."""
+    write(f"{group}/cgroup.kill", "1", missing_ok=True)
+    for _ in range(50):
+        try:
+            os.rmdir(group)
+            return
+        except FileNotFoundError:
+            return
+        except OSError:
+            time.sleep(0.02)  # what was killed is not gone at once
+
+
+def write(path: str, text: str, *, missing_ok: bool = False) -> None:
+    try:
+        file = os.open(path, os.O_WRONLY)
+        try:
+            os.write(file, text.encode())
+        finally:
+            os.close(file)
+    except OSError:
+        if not missing_ok:
+            raise
+
+
+def kill(pid: int, number: int) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        pass
+
+
+def kill_group(pid: int, number: int) -> None:
+    try:
+        os.killpg(pid, number)
+    except ProcessLookupError:
+        pass
+
+
+def control(option: int, value: int | bytes) -> None:
+    """prctl(2), which Python has no name for."""
+    argument = ctypes.c_char_p(value) if isinstance(value, bytes) else ctypes.c_ulong(value)
+    ctypes.CDLL(None).prctl(option, argument, 0, 0, 0)
+
+
+if __name__ == "__main__":
+    main()
