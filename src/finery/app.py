@@ -23,6 +23,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from finery import certificates, journal
 from finery.config import DEFAULT_WORKSPACE, Settings
+from finery.core import endpoints as core_endpoints
+from finery.core import jobs as core_jobs
 from finery.core import workspaces
 from finery.core.errors import Failure, Invalid, NotFound
 from finery.core.files import Files
@@ -98,7 +100,11 @@ class Platform:
 def create(settings: Settings, *, http: str, https: str) -> Platform:
     """Put a server together for the addresses it will have.  It starts nothing yet."""
     home = settings.home
-    store = Store(settings.database) if settings.database else open_sqlite(home / "finery.db")
+    store = (
+        Store(settings.database)
+        if settings.database
+        else open_sqlite(home / "finery.db")
+    )
     store.migrate()
     files, keys = Files(home / "files", store), Keys(home)
     engine = LocalEngine(home, warm_idle=settings.warm_idle)
@@ -140,7 +146,9 @@ def _furnish(house: House) -> None:
     try:
         workspaces.get(house.store, subscription, group, name)
     except NotFound:
-        workspaces.create(house.store, Workspace(subscription=subscription, group=group, name=name))
+        workspaces.create(
+            house.store, Workspace(subscription=subscription, group=group, name=name)
+        )
     catalog.load(house.store, tiny=house.tiny)
 
 
@@ -173,8 +181,11 @@ def _dispatch(doors: ASGIApp, mlflow: ASGIApp) -> ASGIApp:
     return app
 
 
-def serve(settings: Settings, *, ready: Callable[[Platform], None]) -> None:
-    """Serve until SIGINT or SIGTERM; call `ready` once every door answers."""
+def serve(settings: Settings, *, ready: Callable[[Platform], None]) -> str:
+    """Serve until SIGINT or SIGTERM; call `ready` once every door answers.
+
+    Returns what is left running, as words for a person; empty if nothing is.
+    """
     os.umask(0o077)
     settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _locked(settings.home), _bound(settings.host, settings.port) as plain:
@@ -186,6 +197,7 @@ def serve(settings: Settings, *, ready: Callable[[Platform], None]) -> None:
             platform = create(settings, http=http, https=https)
             try:
                 asyncio.run(_serve(platform, plain, tls, signed, ready))
+                return _left(platform)
             finally:
                 platform.close()
                 (settings.home / "server.json").unlink(missing_ok=True)
@@ -214,11 +226,24 @@ async def _serve(
         for task in tasks:
             if task.done():
                 task.result()
-    loop_thread = threading.Thread(target=platform.supervisor.run, name="supervisor", daemon=True)
+    loop_thread = threading.Thread(
+        target=platform.supervisor.run, name="supervisor", daemon=True
+    )
     loop_thread.start()
     _announce(platform)
     ready(platform)
     await asyncio.gather(*tasks)
+
+
+def _left(platform: Platform) -> str:
+    running = len(
+        [job for job in core_jobs.unfinished(platform.store) if job.kind == "command"]
+    )
+    kept = len(core_endpoints.kept(platform.store))
+    counts = [(running, "job"), (kept, "deployment")]
+    return ", ".join(
+        f"{count} {noun}{'s' * (count > 1)}" for count, noun in counts if count
+    )
 
 
 class _Server(uvicorn.Server):
@@ -233,7 +258,9 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
-def _config(app: ASGIApp, signed: certificates.Certificates | None = None) -> uvicorn.Config:
+def _config(
+    app: ASGIApp, signed: certificates.Certificates | None = None
+) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         log_config=None,
@@ -307,5 +334,3 @@ def _address(host: str) -> str:
     if host in ("0.0.0.0", "::"):
         return "127.0.0.1"
     return f"[{host}]" if ":" in host else host
-
-

@@ -72,7 +72,9 @@ class Supervisor:
         while not self._over.is_set():
             try:
                 busy = self.tick()
-            except Exception:  # the database may be locked or full: look again, never give up
+            except (
+                Exception
+            ):  # the database may be locked or full: look again, never give up
                 logger.exception("a tick failed")
                 busy = False
             self._wake.wait(_BUSY_PAUSE if busy else _IDLE_PAUSE)
@@ -85,13 +87,18 @@ class Supervisor:
 
     def tick(self) -> bool:
         """Take one step for everything; say whether anything is under way."""
+        busy = self.step_jobs()
+        return self.upkeep.tick() or busy
+
+    def step_jobs(self) -> bool:
+        """Take one step for each job; say whether any is under way."""
         unfinished = jobs.unfinished(self.store)
         self._admit(unfinished)
         for job in unfinished:
             if job.status != "queued" and job.name not in self._at_work:
                 self._at_work.add(job.name)
                 self._pool.submit(self._guarded, job)
-        return self.upkeep.tick() or bool(unfinished)
+        return bool(unfinished)
 
     # -- admission ---------------------------------------------------------------------
 
@@ -112,13 +119,23 @@ class Supervisor:
             active.append(moved)
             self._wake.set()
 
-    def _lease(self, job: Job, active: Sequence[Job], capacity: Capacity) -> dict[str, object] | None:
+    def _lease(
+        self, job: Job, active: Sequence[Job], capacity: Capacity
+    ) -> dict[str, object] | None:
         """Return what of the machine the job gets, or None while it has to wait."""
         if isinstance(job.spec, Pipeline):
             return {}
-        target = compute.find(self.store, job.workspace, job.compute) if job.compute else None
+        target = (
+            compute.find(self.store, job.workspace, job.compute)
+            if job.compute
+            else None
+        )
         running = [other for other in active if isinstance(other.spec, Command)]
-        here = [o for o in running if (o.workspace, o.compute) == (job.workspace, job.compute)]
+        here = [
+            o
+            for o in running
+            if (o.workspace, o.compute) == (job.workspace, job.compute)
+        ]
         most = target.max_instances if target else capacity.cpus
         if len(here) >= most or len(running) >= max(capacity.cpus, 1):
             return None
@@ -143,7 +160,9 @@ class Supervisor:
             pass  # someone moved it since we looked; the next tick looks again
         except Failure as exc:
             self._fail(job, str(exc), target=exc.target)
-        except OSError as exc:  # a full disk, most likely: said on the job, not only in the log
+        except (
+            OSError
+        ) as exc:  # a full disk, most likely: said on the job, not only in the log
             logger.exception("job %s: step from %r failed", job.name, job.status)
             self._fail(job, f"{exc.strerror or exc}: {exc.filename or self.home}")
         except Exception as exc:  # one job's trouble must not stop the others
@@ -181,13 +200,19 @@ class Supervisor:
         env = {**self.tracking.open(job), **job.spec.env}
         process = launch.process(job, place, line, interpreter=interpreter, env=env)
         self.engine.start(process)
-        log.write(f"started as process {process.id}, {process.ranks} rank(s), gpus {process.gpus}")
+        log.write(
+            f"started as process {process.id}, {process.ranks} rank(s), gpus {process.gpus}"
+        )
         jobs.move(self.store, job, "running", outputs=locations)
 
     def _shortfalls(self, job: Job) -> list[str]:
         """Say what the job was promised and this machine does not have."""
         assert isinstance(job.spec, Command)
-        target = compute.find(self.store, job.workspace, job.compute) if job.compute else None
+        target = (
+            compute.find(self.store, job.workspace, job.compute)
+            if job.compute
+            else None
+        )
         capacity, found = self.engine.capacity(), []
         if target is not None and target.gpus > capacity.gpus:
             found.append(
@@ -205,17 +230,25 @@ class Supervisor:
     def _watch(self, job: Job) -> None:
         report = self.engine.report(launch.process_id(job))
         if report.state == "unknown":
-            return self._fail(job, "the process was lost: the engine knows nothing of it")
+            return self._fail(
+                job, "the process was lost: the engine knows nothing of it"
+            )
         if report.state != "exited":
             return None
         if report.timed_out:
             assert isinstance(job.spec, Command)
-            return self._fail(job, f"it ran past its limit of {job.spec.timeout:g} s and was ended")
+            return self._fail(
+                job, f"it ran past its limit of {job.spec.timeout:g} s and was ended"
+            )
         if report.exit_code is None:
-            return self._fail(job, "the process was lost: its keeper or the machine was stopped")
+            return self._fail(
+                job, "the process was lost: its keeper or the machine was stopped"
+            )
         if report.exit_code:
             said = self._last_words(job)
-            return self._fail(job, f"the command ended with exit status {report.exit_code}{said}")
+            return self._fail(
+                job, f"the command ended with exit status {report.exit_code}{said}"
+            )
         jobs.move(self.store, job, "finalizing")
         self._wake.set()
         return None
@@ -254,7 +287,10 @@ class Supervisor:
                 return
         else:
             self.engine.stop(launch.process_id(job))
-            if self.engine.report(launch.process_id(job)).state not in ("exited", "unknown"):
+            if self.engine.report(launch.process_id(job)).state not in (
+                "exited",
+                "unknown",
+            ):
                 return
         self._end(job, "cancelled")
 
@@ -313,12 +349,16 @@ class Supervisor:
             )
             jobs.create(self.store, child)
             if old:
-                jobs.move(self.store, child, "completed", outputs=old.outputs, reused=old.name)
+                jobs.move(
+                    self.store, child, "completed", outputs=old.outputs, reused=old.name
+                )
         self._wake.set()
 
     def _cancel_children(self, job: Job) -> bool:
         """Cancel what still runs below a pipeline; say whether anything does."""
-        left = [child for child in jobs.children(self.store, job.name) if not child.final]
+        left = [
+            child for child in jobs.children(self.store, job.name) if not child.final
+        ]
         for child in left:
             if child.status != "cancelling" and status.JOB[child.status]:
                 jobs.cancel(self.store, child.name)

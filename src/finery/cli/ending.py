@@ -1,0 +1,110 @@
+"""`finery down`: the server of a home ends, with all its jobs and deployments."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from finery import app
+from finery.cli.refused import Refused
+from finery.config import Settings
+from finery.core import endpoints, jobs
+
+_PATIENCE = 30.0  # seconds for a server to leave, and for processes to end
+
+
+def down(home: Path, database: str) -> dict[str, Any]:
+    """End everything of `home` and say what was ended."""
+    if not (home / "finery.db").exists() and not database:
+        raise Refused(f"{home} is no home of Finery: there is no database in it")
+    lines = _end_server(home)
+    platform = app.create(Settings(home=home, database=database), http="", https="")
+    try:
+        ended_jobs = _end_jobs(platform)
+        ended_deployments = _end_deployments(platform)
+    finally:
+        platform.close()
+    lines += [f"job {name}: cancelled" for name in ended_jobs]
+    lines += [f"deployment {name}: ended" for name in ended_deployments]
+    return {"jobs": ended_jobs, "deployments": ended_deployments, "lines": lines}
+
+
+def _end_server(home: Path) -> list[str]:
+    with (home / "server.lock").open("a+") as lock:
+        if _free(lock):
+            return []
+        lock.seek(0)
+        pid = int(lock.read() or 0)
+        os.kill(pid, signal.SIGTERM)
+        if not _until(lambda: _free(lock)):
+            os.kill(pid, signal.SIGKILL)
+            if not _until(lambda: _free(lock)):
+                raise Refused(f"the server (process {pid}) does not end")
+        return [f"server (process {pid}): ended"]
+
+
+def _end_jobs(platform: app.Platform) -> list[str]:
+    unfinished = jobs.unfinished(platform.store)
+    for job in unfinished:
+        if job.parent is None:
+            jobs.cancel(platform.store, job.name)
+
+    def ended() -> bool:
+        platform.supervisor.step_jobs()
+        return not jobs.unfinished(platform.store)
+
+    if unfinished and not _until(ended):
+        raise Refused("some jobs do not end: look at `finery job list`")
+    return [job.name for job in unfinished]
+
+
+def _end_deployments(platform: app.Platform) -> list[str]:
+    """End the processes; what was asked for stays, and comes up with the next `finery up`."""
+    ended, ids = [], []
+    for deployment in endpoints.kept(platform.store):
+        mine = {deployment.process(i) for i in range(deployment.spec.instances)}
+        mine |= set(deployment.addresses)
+        running = [
+            id
+            for id in mine
+            if platform.engine.report(id).state in ("starting", "alive")
+        ]
+        for id in running:
+            platform.engine.stop(id)
+        if running:
+            ended.append(f"{deployment.endpoint}/{deployment.name}")
+        ids += list(mine)
+
+    def gone() -> bool:
+        return all(
+            platform.engine.report(id).state in ("exited", "unknown") for id in ids
+        )
+
+    if not _until(gone):
+        raise Refused("some deployments do not end: look for their processes")
+    for id in ids:
+        platform.engine.forget(id)
+    return ended
+
+
+def _free(lock: Any) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    fcntl.flock(lock, fcntl.LOCK_UN)
+    return True
+
+
+def _until(condition: Callable[[], bool]) -> bool:
+    end = time.monotonic() + _PATIENCE
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.05)
+    return False

@@ -1,0 +1,100 @@
+"""`finery doctor`: what this machine has, and what that makes possible or not."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from finery.engines import machine
+
+# Optional packages and what each is for.
+_PACKAGES = {
+    "deepspeed": "training over several GPUs in stages",
+    "vllm": "fast generation on a GPU",
+    "ray": "a cluster instead of one machine",
+    "psycopg": "PostgreSQL instead of SQLite",
+}
+_NEEDED = ("torch", "transformers", "trl", "peft", "accelerate", "mlflow", "fastapi")
+_PHI_3_MINI = 8e9  # bytes of disk for the weights
+
+
+def examine(home: Path) -> dict[str, Any]:
+    """Return what is here, and a list of findings: (good, text)."""
+    existing = next(path for path in (home, *home.parents) if path.exists())
+    disk = shutil.disk_usage(existing)
+    capacity = machine.capacity({})
+    engines = [name for name in ("docker", "podman") if shutil.which(name)]
+    found: dict[str, Any] = {
+        "python": sys.version.split()[0],
+        "cpus": capacity.cpus,
+        "memory": capacity.memory,
+        "gpus": capacity.gpus,
+        "disk_free": disk.free,
+        "home": str(home),
+        "container_engines": engines,
+        "packages": {name: _version(name) for name in (*_NEEDED, *_PACKAGES)},
+    }
+    return {**found, "findings": _findings(found)}
+
+
+def show(found: dict[str, Any]) -> None:
+    print(f"python    {found['python']}")
+    print(f"cores     {found['cpus']}")
+    print(f"memory    {found['memory'] / 2**30:.1f} GiB")
+    print(f"GPUs      {found['gpus']}")
+    print(f"disk      {found['disk_free'] / 2**30:.1f} GiB free at {found['home']}")
+    for name, version in found["packages"].items():
+        print(f"{name:<13} {version or '-'}")
+    print()
+    for finding in found["findings"]:
+        print(("ok   " if finding["good"] else "note ") + finding["text"])
+
+
+def _findings(found: dict[str, Any]) -> list[dict[str, Any]]:
+    missing = [name for name in _NEEDED if not found["packages"][name]]
+    lines = [
+        (
+            not missing,
+            "everything that Finery needs is installed"
+            if not missing
+            else f"missing: {', '.join(missing)}: run `make setup`",
+        ),
+        (
+            found["gpus"] > 0,
+            f"{found['gpus']} GPU(s): real models can be tuned here"
+            if found["gpus"]
+            else "no GPU: small models (`finery up --models tiny`) are tuned in a minute; a real "
+            "Phi-3-mini answers at a few tokens per second and is not for tuning here",
+        ),
+        (
+            found["disk_free"] > 2 * _PHI_3_MINI,
+            "there is room for a real model's weights"
+            if found["disk_free"] > 2 * _PHI_3_MINI
+            else "less than 16 GB of disk are free: too little to tune a Phi-3-mini",
+        ),
+        (
+            bool(found["container_engines"]),
+            f"a container client is here: {', '.join(found['container_engines'])}"
+            if found["container_engines"]
+            else "no container engine: environments are Python environments here",
+        ),
+    ]
+    for name, use in _PACKAGES.items():
+        version = found["packages"][name]
+        said = (
+            f"{name} {version}: {use}"
+            if version
+            else f"{name} is not installed: no {use}"
+        )
+        lines.append((bool(version), said))
+    return [{"good": good, "text": text} for good, text in lines]
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,297 @@
+"""`finery job|model|endpoint …`: everyday look-ups, from the home's own database.
+
+They need no running server; a cancelled job is ended by the server when it
+runs.  Tables for people, `--json` for programs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finery import config
+from finery.cli.refused import Refused
+
+if TYPE_CHECKING:
+    from finery.core.files import Files
+    from finery.core.store import Store
+
+
+def add(words: Any) -> None:
+    """Add the look-ups to the command line."""
+    job = _group(words, "job", "Jobs: list, show, logs, cancel.")
+    _word(job, "list", job_list).add_argument("--limit", type=int, default=20)
+    for name, does in (("show", job_show), ("cancel", job_cancel)):
+        _word(job, name, does).add_argument("name")
+    logs = _word(job, "logs", job_logs)
+    logs.add_argument("name")
+    logs.add_argument(
+        "--follow", "-f", action="store_true", help="go on until the job ends"
+    )
+    model = _group(words, "model", "Models: list, import.")
+    _word(model, "list", model_list)
+    imports = _word(model, "import", model_import)
+    imports.add_argument(
+        "folder", type=Path, help="a Hugging Face or MLflow model folder"
+    )
+    imports.add_argument("--name", required=True)
+    endpoint = _group(words, "endpoint", "Endpoints: list, logs.")
+    _word(endpoint, "list", endpoint_list)
+    logs = _word(endpoint, "logs", endpoint_logs)
+    logs.add_argument("name")
+    logs.add_argument("--deployment", "-d")
+    logs.add_argument("--lines", type=int, default=100)
+
+
+def job_list(args: argparse.Namespace) -> None:
+    """List the newest jobs."""
+    from finery.core import jobs
+
+    store, workspace, _ = _open(args)
+    found = jobs.list(store, workspace, limit=args.limit).items
+    documents = [_job(job) for job in found]
+    headings = ("name", "display_name", "kind", "status", "created", "seconds")
+    _table(args, documents, headings)
+
+
+def job_show(args: argparse.Namespace) -> None:
+    """Show one job with its steps."""
+    from finery.core import jobs
+
+    store, _, _ = _open(args)
+    job = jobs.get(store, args.name)
+    document = {
+        **_job(job),
+        "experiment": job.experiment,
+        "compute": job.compute,
+        "error": (job.error or {}).get("message"),
+        "warnings": job.warnings,
+        "outputs": job.outputs,
+        "steps": [_job(child) for child in jobs.children(store, job.name)],
+        "events": [
+            {"at": event.at.isoformat(), "status": event.status, "reason": event.reason}
+            for event in jobs.events(store, job.name)
+        ],
+    }
+    if args.json:
+        print(json.dumps(document, indent=2, default=str))
+        return
+    for name, value in document.items():
+        if name not in ("steps", "events") and value:
+            print(f"{name:<13} {value}")
+    if document["steps"]:
+        print()
+        _print(document["steps"], ("display_name", "name", "status", "seconds"))
+
+
+def job_logs(args: argparse.Namespace) -> None:
+    """Print what a job wrote; a pipeline's steps one after the other."""
+    from finery.core import jobs
+
+    store, workspace, files = _open(args)
+    job = jobs.get(store, args.name)
+    for child in jobs.children(store, job.name) or [job]:
+        if child is not job:
+            print(f"==> {child.display_name} ({child.status}) <==")
+        _print_log(args, store, files, child.name)
+
+
+def job_cancel(args: argparse.Namespace) -> None:
+    """Ask for a job to end."""
+    from finery.core import jobs
+
+    store, _, _ = _open(args)
+    job = jobs.cancel(store, args.name)
+    _table(args, [_job(job)], ("name", "status"))
+
+
+def model_list(args: argparse.Namespace) -> None:
+    """List the registered models, the newest version of each, and the catalog's."""
+    from finery.core import assets
+
+    store, workspace, _ = _open(args)
+    found = []
+    for scope, kept in ((workspace, "workspace"), ("azureml", "catalog")):
+        for name in assets.names(store, scope, "model", limit=1000).items:
+            newest = assets.find(store, scope, "model", name.name)
+            if newest is not None:
+                found.append(
+                    {
+                        "name": newest.name,
+                        "version": newest.version,
+                        "type": newest.type,
+                        "kept": kept,
+                        "stand_in": newest.tags.get("stand-in", ""),
+                        "description": newest.description.strip().split("\n")[0][:60],
+                    }
+                )
+    _table(args, found, ("name", "version", "type", "kept", "description"))
+
+
+def model_import(args: argparse.Namespace) -> None:
+    """Register a model folder: its files are copied into the home."""
+    import shutil
+
+    from finery.core import assets, ids
+    from finery.core.assets import Asset
+
+    store, workspace, files = _open(args)
+    folder = args.folder.resolve()
+    if not folder.is_dir():
+        raise Refused(f"{folder} is no folder")
+    if not any(folder.rglob("config.json")) and not (folder / "MLmodel").exists():
+        raise Refused(
+            f"{folder} holds no model: neither config.json nor MLmodel is in it"
+        )
+    path = f"imported/{ids.new()}/{folder.name}"
+    target = files.path(workspace, "workspaceblobstore", path)
+    part = target.with_name(f".{target.name}.part")
+    shutil.copytree(folder, part)
+    part.rename(target)
+    type = "mlflow_model" if (folder / "MLmodel").exists() else "custom_model"
+    location = f"file:workspaceblobstore/{path}"
+    model = assets.create(
+        store,
+        Asset(
+            scope=workspace, kind="model", name=args.name, type=type, location=location
+        ),
+    )
+    _table(args, [{"name": model.name, "version": model.version}], ("name", "version"))
+
+
+def endpoint_list(args: argparse.Namespace) -> None:
+    """List the endpoints with their deployments."""
+    from finery.core import endpoints
+
+    store, workspace, _ = _open(args)
+    found = []
+    for endpoint in endpoints.list(store, workspace, limit=1000).items:
+        rows = endpoints.deployments(store, endpoint.name) or [None]
+        for row in rows:
+            found.append(
+                {
+                    "endpoint": endpoint.name,
+                    "deployment": row.name if row else "",
+                    "status": row.status if row else "no deployment",
+                    "traffic": endpoint.traffic.get(row.name, 0) if row else "",
+                    "instances": row.spec.instances if row else "",
+                    "error": (row.error or {}).get("message", "") if row else "",
+                }
+            )
+    _table(
+        args,
+        found,
+        ("endpoint", "deployment", "status", "traffic", "instances", "error"),
+    )
+
+
+def endpoint_logs(args: argparse.Namespace) -> None:
+    """Print what an endpoint's deployment wrote."""
+    from finery.core import endpoints
+    from finery.engines.local import LocalEngine
+
+    store, _, _ = _open(args)
+    endpoint = endpoints.get(store, args.name)
+    engine = LocalEngine(config.home(args.home))
+    for deployment in endpoints.deployments(store, endpoint.name):
+        if args.deployment not in (None, deployment.name):
+            continue
+        for instance in range(deployment.spec.instances):
+            text = engine.log(deployment.process(instance), 0).decode(errors="replace")
+            print(f"==> {deployment.name}, instance {instance} <==")
+            print("\n".join(text.splitlines()[-args.lines :]))
+
+
+def _job(job: Any) -> dict[str, Any]:
+    end = job.ended_at or datetime.now(UTC)
+    return {
+        "name": job.name,
+        "display_name": job.display_name,
+        "kind": job.kind,
+        "status": job.status + (f" (as {job.reused})" if job.reused else ""),
+        "created": job.created_at.astimezone().isoformat(sep=" ", timespec="seconds"),
+        "seconds": round((end - job.started_at).total_seconds(), 1)
+        if job.started_at
+        else "",
+    }
+
+
+def _print_log(args: argparse.Namespace, store: Store, files: Files, name: str) -> None:
+    from finery.core import jobs, references
+
+    datastore, _, path = references.artifacts(name, "user_logs").partition("/")
+    job, offsets = jobs.get(store, name), dict[Path, int]()
+    folder = files.path(job.workspace, datastore.removeprefix("file:"), path)
+    while True:
+        final = jobs.get(store, name).final
+        for file in sorted(folder.glob("std_log*")):
+            with file.open(errors="replace") as text:
+                text.seek(offsets.get(file, 0))
+                print(text.read(), end="", flush=True)
+                offsets[file] = text.tell()
+        if final or not args.follow:
+            return
+        time.sleep(0.2)
+
+
+def _open(args: argparse.Namespace) -> tuple[Store, str, Files]:
+    """Return the home's store, the default workspace's id, and the files."""
+    from finery.core import workspaces
+    from finery.core.files import Files
+    from finery.core.store import Store, open_sqlite
+
+    home, database = config.home(args.home), config.database()
+    if not database and not (home / "finery.db").exists():
+        raise Refused(
+            f"{home} is no home of Finery yet: start one with `finery up --home {home}`"
+        )
+    store = Store(database) if database else open_sqlite(home / "finery.db")
+    store.migrate()
+    workspace = workspaces.get(store, *config.DEFAULT_WORKSPACE)
+    return store, workspace.id, Files(home / "files", store)
+
+
+def _table(
+    args: argparse.Namespace,
+    documents: Sequence[dict[str, Any]],
+    headings: Sequence[str],
+) -> None:
+    if args.json:
+        print(json.dumps(documents, indent=2, default=str))
+    else:
+        _print(documents, headings)
+
+
+def _print(documents: Sequence[dict[str, Any]], headings: Sequence[str]) -> None:
+    rows = [[str(document[name]) for name in headings] for document in documents]
+    widths = [
+        max(len(row[i]) for row in [list(headings), *rows])
+        for i in range(len(headings))
+    ]
+    for row in [list(headings), *rows]:
+        print(
+            "  ".join(
+                cell.ljust(width) for cell, width in zip(row, widths, strict=True)
+            ).rstrip()
+        )
+
+
+def _group(words: Any, name: str, said: str) -> Any:
+    made = words.add_parser(name, help=said, description=said)
+    return made.add_subparsers(required=True, metavar="WORD")
+
+
+def _word(
+    words: Any, name: str, does: Callable[[argparse.Namespace], None]
+) -> argparse.ArgumentParser:
+    said = (does.__doc__ or "").strip()
+    made: argparse.ArgumentParser = words.add_parser(name, help=said, description=said)
+    made.add_argument("--home", help="where everything is kept (default: ~/.finery)")
+    made.add_argument("--json", action="store_true", help="for programs")
+    made.set_defaults(does=does)
+    return made
