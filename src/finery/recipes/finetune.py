@@ -76,8 +76,6 @@ def notes(given: Spec, *, gpus: int) -> list[str]:
         )
     if given.eval_accumulation_steps != -1:
         said.append("eval_accumulation_steps: only losses are kept in evaluation; nothing to move")
-    if given.merge_lora_weights and not given.apply_lora:
-        return said
     return said
 
 

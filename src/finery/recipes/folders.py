@@ -14,9 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-# Written last: `checkpoint.find` takes a folder for a model by these.
-LAST = ("adapter_config.json", "config.json")
-TOKENIZER = ("token", "vocab", "merges", "special_tokens", "chat_template", "added_tokens")
+# Written last: a folder is taken for a model by these.
+LAST = ("adapter_config.json", "config.json", "MLmodel")
 
 
 @contextmanager

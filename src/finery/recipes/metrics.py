@@ -140,7 +140,9 @@ class Reporter:
         )
 
 
-def line(values: Mapping[str, float], *, step: int, steps: int, speed: float, left: float) -> str:
+def line(
+    values: Mapping[str, float], *, step: int, steps: int, speed: float, left: float | None
+) -> str:
     """One line of progress: how far, the loss, tokens per second, time left."""
     share = min(1.0, step / max(1, steps))
     bar = "█" * int(share * 20) + "░" * (20 - int(share * 20))
@@ -151,7 +153,8 @@ def line(values: Mapping[str, float], *, step: int, steps: int, speed: float, le
             parts.append(f"{name.replace('mean_token_', '')} {shown}")
     if speed:
         parts.append(f"{speed:,.0f} tok/s")
-    parts.append(f"{_clock(left)} left")
+    if left is not None:
+        parts.append(f"{_clock(left)} left")
     return "  ".join(parts)
 
 

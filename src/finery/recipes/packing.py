@@ -94,6 +94,8 @@ def attend(
 
     Without `cu_seq_lens_q` each row of the batch is one segment.
     """
+    if query.shape[2] != key.shape[2]:
+        raise ValueError("attention by segments is for training; it cannot go on from a cache")
     if cu_seq_lens_q is None:
         output = _segment(query, key, value, scaling, dropout, sliding_window)
         return output.transpose(1, 2).contiguous(), None

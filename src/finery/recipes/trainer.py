@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from finery.recipes import head, metrics, packing
@@ -53,6 +53,8 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
             peft_config=peft_config,
             callbacks=[*(callbacks or []), Progress(reporter)],
         )
+        self.remove_callback(PrinterCallback)
+        self.resumed_step = 0
         self.tokens_seen = 0
         self.pause_seconds = 0.0
         self.began = 0.0
@@ -131,13 +133,9 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
 
     def seconds_left(self) -> float:
         """From the pace so far, evaluations included."""
-        done = self.state.global_step - self.state_at_start()
+        done = self.state.global_step - self.resumed_step
         spent = time.perf_counter() - self.began
         return spent / max(1, done) * max(0, self.state.max_steps - self.state.global_step)
-
-    def state_at_start(self) -> int:
-        """The step that a resumed training began at."""
-        return int(getattr(self, "resumed_step", 0))
 
     def _logs_next(self) -> bool:
         """Whether the step being computed is one after which the trainer logs."""

@@ -1,0 +1,140 @@
+"""The fifth step: the tuned model as an MLflow model (`ft_nlp_model_converter`).
+
+A model from code (`chat_model.py` is copied in) with the Hugging Face folder as
+its artifact, weights linked rather than copied: it loads with
+`mlflow.pyfunc.load_model` where transformers and torch are installed and nothing
+of ours is.  MLflow's own transformers flavour is not used: it loses the weights
+of an adapter on a local base without a word.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finery import checkpoint
+from finery.recipes import folders, spec
+from finery.recipes.spec import Failed, flag
+
+PINNED = ("torch", "transformers", "accelerate", "safetensors", "tokenizers", "pandas")
+SIZE = "model_size_bytes"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """The tuned model, and where it goes."""
+
+    model_path: Path = flag(help="the folder that finetune has filled")
+    mlflow_model_folder: Path = flag(help="the folder to fill")
+    converter_output: Path | None = flag(None, help="accepted; nothing is written there")
+    task_name: str = flag("ChatCompletion", help="the task")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the recipe; the exit status."""
+    return spec.run(Spec, work, argv)
+
+
+def work(given: Spec) -> None:
+    """Fills the MLflow folder, all of it or nothing."""
+    try:
+        folder = checkpoint.find(given.model_path)
+        checkpoint.tokenizer(given.model_path)
+    except checkpoint.NoModel as error:
+        raise Failed(str(error)) from error
+    if not checkpoint.weights(given.model_path):
+        raise Failed(f"{folder}: there are no weights (*.safetensors) to convert")
+    with folders.filled(given.mlflow_model_folder) as part:
+        _convert(folder, part, given)
+    size = _size(given.mlflow_model_folder / "artifacts" / "model")
+    kind = "adapter and base" if checkpoint.is_adapter(given.mlflow_model_folder) else "model"
+    print(f"MLflow {kind} written to {given.mlflow_model_folder}, {size / 1e6:.1f} MB", flush=True)
+
+
+def _convert(folder: Path, target: Path, given: Spec) -> None:
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    import mlflow.pyfunc
+    import yaml
+
+    from finery.recipes import folders as files
+
+    adapter = (folder / checkpoint.ADAPTER).is_file()
+    skip = [path.name for path in folder.glob("checkpoint-*")]
+    told = files.read_json(folder / "finetune_args.json")
+    made = target / "mlflow"
+    with tempfile.TemporaryDirectory() as scratch:
+        # MLflow copies artifacts; it gets the small configuration, the weights are linked after.
+        sketch = Path(scratch) / "model"
+        sketch.mkdir()
+        name = checkpoint.ADAPTER if adapter else "config.json"
+        files.link(folder / name, sketch / name)
+        mlflow.pyfunc.save_model(
+            path=str(made),
+            python_model=str(Path(__file__).with_name("chat_model.py")),
+            artifacts={"model": str(sketch)},
+            signature=_signature(),
+            pip_requirements=requirements(adapter=adapter),
+            metadata={
+                "base_model_name": str(told.get("model_name", "")),
+                "base_model_task": "chat-completion",
+                "is_finetuned_model": True,
+            },
+        )
+    inside = made / "artifacts" / "model"
+    (inside / name).unlink()
+    files.link_tree(folder, inside, skip=tuple(skip))
+    if adapter and not (inside / "base").is_dir():
+        base = checkpoint.base(folder)
+        base = checkpoint.find(base) if isinstance(base, Path) else checkpoint.download(base)
+        files.link_tree(base, inside / "base")
+    manifest = made / "MLmodel"
+    document = yaml.safe_load(manifest.read_text(encoding="utf-8"))
+    document[SIZE] = _size(made)
+    manifest.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
+    licence = folder / "LICENSE"
+    if licence.is_file():
+        files.link(licence, made / "LICENSE")
+    for path in made.iterdir():
+        os.replace(path, target / path.name)
+    made.rmdir()
+
+
+def requirements(*, adapter: bool) -> list[str]:
+    """What loads the model, at the versions that made it."""
+    names = [*PINNED, *(("peft",) if adapter else ()), "mlflow"]
+    # A local build (2.13.0+cpu) is not on any index under that name.
+    return [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in names]
+
+
+def _signature() -> Any:
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+    from mlflow.types.schema import Array, Object, Property
+
+    message = Object([Property("role", DataType.string), Property("content", DataType.string)])
+    return ModelSignature(
+        inputs=Schema([ColSpec(type=Array(message), name="input_string")]),
+        outputs=Schema([ColSpec(type=DataType.string, name="output")]),
+        params=ParamSchema(
+            [
+                ParamSpec("max_new_tokens", DataType.integer, 256),
+                ParamSpec("temperature", DataType.double, 0.0),
+                ParamSpec("top_p", DataType.double, 1.0),
+                ParamSpec("do_sample", DataType.boolean, True),
+                ParamSpec("return_full_text", DataType.boolean, False),
+            ]
+        ),
+    )
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
