@@ -151,7 +151,8 @@ class Deployment:
 
     def process(self, instance: int) -> str:
         """The id of the process that is instance `instance` (from 0) of this revision now."""
-        return f"deployment-{self.id}-{self.revision}-{instance}-{self.restarts.get(str(instance), 0)}"
+        restarts = self.restarts.get(str(instance), 0)
+        return f"deployment-{self.id}-{self.revision}-{instance}-{restarts}"
 
 
 def create(store: Store, endpoint: Endpoint) -> Endpoint:

@@ -168,7 +168,7 @@ class Job:
     step: str = ""
     fingerprint: str | None = None  # equal for steps that would do the same work
     reused: str | None = None  # the job whose outputs these are
-    lease: dict[str, Any] = field(default_factory=dict)  # what the machine gave it: cpus, gpus, ranks
+    lease: dict[str, Any] = field(default_factory=dict)  # what the machine gave it: gpus, ranks
     archived: bool = False
     created_by: str = ""
     created_at: datetime = field(default_factory=ids.now)

@@ -16,10 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from finery import config
-
-
-class Refused(Exception):
-    """The command cannot be done; the message says what and what to do.  Exit status 1."""
+from finery.cli import lookups
+from finery.cli.refused import Refused
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,9 +65,9 @@ def up(args: argparse.Namespace) -> None:
 
 def down(args: argparse.Namespace) -> None:
     """End the server of the home with all its jobs and deployments."""
-    from finery import shutdown
+    from finery.cli import ending
 
-    ended = shutdown.down(config.home(args.home), config.database())
+    ended = ending.down(config.home(args.home), config.database())
     _show(args, ended, lambda: print("\n".join(ended["lines"]) or "nothing was running"))
 
 
@@ -111,7 +109,7 @@ def show_config(args: argparse.Namespace) -> None:
 
 def doctor(args: argparse.Namespace) -> None:
     """Say what this machine has, and what that makes possible or not."""
-    from finery import doctor as examination
+    from finery.cli import examination
 
     findings = examination.examine(config.home(args.home))
     _show(args, findings, lambda: examination.show(findings))
@@ -192,8 +190,6 @@ def _parser() -> argparse.ArgumentParser:
     runs.add_argument("command", nargs=argparse.REMAINDER, help="-- COMMAND …")
     word("config", show_config)
     word("doctor", doctor).add_argument("--json", action="store_true")
-
-    from finery import lookups
 
     lookups.add(words)
     return parser
