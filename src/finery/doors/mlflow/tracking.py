@@ -1,0 +1,192 @@
+"""Opens and closes the MLflow run of a job.
+
+The run's id is the job's name, so that whoever knows one knows the other, and
+its artifacts are the job's own artifacts folder.  Written straight into
+MLflow's store, in this process.  When a run is opened is the supervisor's
+business; what a job logs into it, the job's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import re
+import time
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from finery.core import ids, workspaces
+from finery.core.jobs import Job
+from finery.core.workspaces import Caller
+from finery.doors.http import House
+from finery.doors.mlflow import access
+from finery.doors.mlflow.embedded import PREFIX, Embedded
+
+TOKEN_SECONDS = 30 * 24 * 3600  # a job that trains longer than this loses its metrics
+
+_STATUS = {"completed": "FINISHED", "failed": "FAILED", "cancelled": "KILLED"}
+_RUN_ID = re.compile(r"[A-Za-z0-9][\w-]{0,255}", re.A)
+_KEY = re.compile(r"[/\w.\- :]{1,250}", re.A)
+
+
+class Tracking:
+    """Runs for jobs.  The first `open` loads MLflow (seconds); after that it takes milliseconds.
+
+    A supervisor that must not wait asks `ready` first and calls `warm`.
+    """
+
+    def __init__(
+        self, house: House, *, load: Callable[[], Embedded], default: Callable[[], str]
+    ) -> None:
+        self._house, self._load, self._default = house, load, default
+        self._experiments: dict[str, str] = {}  # name -> id
+
+    def open(self, job: Job) -> dict[str, str]:
+        """Make sure that the job has a run, and return the environment that joins it."""
+        inner = self._load()
+        name = self._experiment_name(job)
+        experiment = self._experiment(inner.runs, job, name)
+        self._run(inner, job, experiment)
+        short = not _unlimited(inner)
+        return self._environment(job, name, experiment, short)
+
+    def close(self, job: Job) -> None:
+        """End the run as the job ended, and log its literal inputs that it did not log itself.
+
+        At the end, because MLflow refuses a second value for a parameter: a
+        script that logs its own `lr` as 0.0001 must not fail on our `1e-4`.
+        """
+        if not job.final:
+            return
+        inner = self._load()
+        self._run(inner, job, self._experiment(inner.runs, job, self._experiment_name(job)))
+        models = importlib.import_module("mlflow.store.tracking.dbmodels.models")
+        with inner.runs.ManagedSessionMaker(read_only=False) as session:
+            run = session.get(models.SqlRun, run_id(job.name, short=not _unlimited(inner)))
+            run.status = _STATUS[job.status]
+            run.end_time = _milliseconds(job.ended_at or ids.now())
+            logged = {param.key for param in run.params}
+            for key, value in _literals(job).items():
+                if key not in logged:
+                    run.params.append(models.SqlParam(key=key, value=value))
+
+    def _environment(self, job: Job, name: str, experiment: str, short: bool) -> dict[str, str]:
+        caller = Caller(name=job.name, role="job", workspace=job.workspace)
+        token = self._house.keys.mint(
+            caller, audience="mlflow", seconds=TOKEN_SECONDS, now=ids.now()
+        )
+        workspace = workspaces.by_id(self._house.store, job.workspace)
+        return {
+            "MLFLOW_TRACKING_URI": self._house.http + PREFIX,
+            "MLFLOW_TRACKING_TOKEN": token,
+            "MLFLOW_RUN_ID": run_id(job.name, short=short),
+            "MLFLOW_EXPERIMENT_ID": experiment,
+            "MLFLOW_EXPERIMENT_NAME": name,
+            "FINERY_ROOT_RUN_ID": run_id(job.root or job.name, short=short),
+            "AZUREML_RUN_ID": job.name,
+            "AZUREML_ROOT_RUN_ID": job.root or job.name,
+            "AZUREML_EXPERIMENT_ID": experiment,
+            "AZUREML_EXPERIMENT_NAME": job.experiment,
+            "AZUREML_ARM_SUBSCRIPTION": workspace.subscription,
+            "AZUREML_ARM_RESOURCEGROUP": workspace.group,
+            "AZUREML_ARM_WORKSPACE_NAME": workspace.name,
+            "AZUREML_ARM_PROJECT_NAME": job.experiment,
+        }
+
+    def _experiment_name(self, job: Job) -> str:
+        """There is one MLflow for all workspaces: others than the default put theirs before it."""
+        if job.workspace == self._default():
+            return job.experiment
+        return f"{workspaces.by_id(self._house.store, job.workspace).name}/{job.experiment}"
+
+    def _experiment(self, runs: Any, job: Job, name: str) -> str:
+        if name not in self._experiments:
+            found = runs.get_experiment_by_name(name)
+            if found is None:
+                place = f"mlflow-artifacts:/{job.workspace}/{access.STORE}/mlflow/{ids.new()}"
+                try:
+                    self._experiments[name] = str(runs.create_experiment(name, place))
+                except Exception:  # someone else was quicker, or it cannot be made at all
+                    found = runs.get_experiment_by_name(name)
+                    if found is None:
+                        raise
+            if found is not None:
+                if found.lifecycle_stage == "deleted":
+                    runs.restore_experiment(found.experiment_id)
+                self._experiments[name] = str(found.experiment_id)
+        return self._experiments[name]
+
+    def _run(self, inner: Embedded, job: Job, experiment: str) -> None:
+        models = importlib.import_module("mlflow.store.tracking.dbmodels.models")
+        short = not _unlimited(inner)
+        id = run_id(job.name, short=short)
+        with inner.runs.ManagedSessionMaker(read_only=False) as session:
+            if session.get(models.SqlRun, id) is not None:
+                return
+            name = (job.display_name or job.name)[:250]
+            run = models.SqlRun(
+                run_uuid=id,
+                name=name,
+                experiment_id=int(experiment),
+                artifact_uri=_artifacts(job, id, short=short),
+                source_type="JOB",
+                source_name="",
+                entry_point_name="",
+                source_version="",
+                user_id=job.created_by[:256],
+                status="RUNNING",
+                start_time=int(time.time() * 1000),
+                lifecycle_stage="active",
+            )
+            tags = _tags(job, name, short=short)
+            run.tags = [models.SqlTag(key=key, value=value) for key, value in tags.items()]
+            session.add(run)
+
+
+def run_id(job: str, *, short: bool = False) -> str:
+    """Return the id of a job's run: its name wherever MLflow (and its database) can take it."""
+    if _RUN_ID.fullmatch(job) and not (short and len(job) > 32):
+        return job
+    return hashlib.sha256(job.encode()).hexdigest()[:32]
+
+
+def _unlimited(inner: Embedded) -> bool:
+    """MLflow declares run ids of 32 characters; SQLite does not mind longer ones."""
+    return bool(inner.engine.dialect.name == "sqlite")
+
+
+def _artifacts(job: Job, id: str, *, short: bool) -> str:
+    base = f"mlflow-artifacts:/{job.workspace}/{access.STORE}/ExperimentRun/dcid."
+    return base + (id if short and len(base + job.name) > 200 else job.name)
+
+
+def _tags(job: Job, name: str, *, short: bool) -> dict[str, str]:
+    own = {
+        "mlflow.runName": name,
+        "mlflow.user": job.created_by,
+        "mlflow.source.type": "JOB",
+        "mlflow.source.name": job.step or job.name,
+        "mlflow.rootRunId": run_id(job.root or job.name, short=short),
+        "finery.job": job.name,
+    }
+    if job.parent:
+        own["mlflow.parentRunId"] = run_id(job.parent, short=short)
+    if job.description:
+        own["mlflow.note.content"] = job.description
+    theirs = {key: str(value)[:8000] for key, value in job.tags.items() if _KEY.fullmatch(key)}
+    return {**theirs, **own}
+
+
+def _literals(job: Job) -> dict[str, str]:
+    """Return the inputs that are values and not bindings to someone else's."""
+    inputs = job.spec.inputs
+    return {
+        name: given.value[:6000]
+        for name, given in inputs.items()
+        if given.type == "literal" and "${{" not in given.value and _KEY.fullmatch(name)
+    }
+
+
+def _milliseconds(at: datetime) -> int:
+    return int(at.timestamp() * 1000)
