@@ -1,0 +1,63 @@
+# Everything a newcomer needs: `make quickstart`. Everything a developer needs: `make check test`.
+PYTHON ?= python3
+VENV := .venv/bin
+# The official clients, in an environment where Finery cannot be imported.
+SDK := .venv-sdk/bin
+export OMP_WAIT_POLICY = PASSIVE
+
+.PHONY: setup quickstart test test-all test-gpu check format bench coverage lock clean
+
+setup: .venv/.ready .venv-sdk/.ready
+
+# torch comes from pip, which takes a CPU wheel that lies on the machine; uv does the rest.
+.venv/.ready: pyproject.toml constraints.txt
+	@test -x $(VENV)/python || $(PYTHON) -m venv .venv
+	@test -x $(VENV)/uv || $(VENV)/python -m pip install --quiet uv
+	@$(VENV)/python -c 'import torch; assert torch.__version__.split("+")[0] == "2.13.0"' 2>/dev/null \
+		|| $(VENV)/python -m pip install --quiet torch==2.13.0
+	$(VENV)/uv pip install --quiet --python $(VENV)/python --constraint constraints.txt --editable '.[dev]'
+	@$(VENV)/python -m compileall -q -j 0 .venv/lib > /dev/null 2>&1 || true
+	@touch $@
+
+.venv-sdk/.ready: requirements-sdk.txt .venv/.ready
+	@test -x $(SDK)/python || $(PYTHON) -m venv .venv-sdk
+	$(VENV)/uv pip install --quiet --python $(SDK)/python --requirement requirements-sdk.txt
+	@$(SDK)/python -m compileall -q -j 0 .venv-sdk/lib > /dev/null 2>&1 || true
+	@touch $@
+
+quickstart: setup
+	@$(VENV)/python scripts/quickstart.py
+
+test: setup
+	$(SDK)/python -m pytest -q -c tests/sdk/pytest.ini tests/sdk
+	$(VENV)/python -m pytest -q -m "not slow and not gpu"
+
+test-all: setup
+	$(SDK)/python -m pytest -q -c tests/sdk/pytest.ini tests/sdk
+	$(VENV)/python -m pytest -q -m "not gpu"
+
+test-gpu: setup
+	$(VENV)/python -m pytest -q -m gpu
+
+check: setup
+	$(VENV)/ruff format --check .
+	$(VENV)/ruff check .
+	$(VENV)/mypy
+	$(VENV)/lint-imports
+
+format: setup
+	$(VENV)/ruff format .
+	$(VENV)/ruff check --fix .
+
+bench: setup
+	$(VENV)/python bench/run.py
+
+coverage: setup
+	$(SDK)/python scripts/coverage.py > docs/coverage.md
+
+# The versions that the tests have passed with; torch and Finery itself are left out on purpose.
+lock: setup
+	$(VENV)/uv pip freeze --python $(VENV)/python --exclude-editable | grep -v '^torch==' > constraints.txt
+
+clean:
+	rm -rf .quickstart .mypy_cache .ruff_cache .pytest_cache
