@@ -60,14 +60,23 @@ class Host:
         self.name = spec.model_name or Path(spec.model or spec.script).name
         self.journal = Journal()
         self.created = int(time.time())
-        self._scorer = scorer
         self._chat = chat
         self._secret = secret.encode()
         self._headers = [(b"azureml-model-deployment", deployment.encode())] if deployment else []
         places = spec.max_concurrent_requests or (chat.limits.batch if chat else 1)
         self._timeout = spec.request_timeout_ms / 1000
         self.gate = Gate(places, queue=spec.max_queued_requests, wait=spec.max_queue_wait_ms / 1000)
-        self._workers = Workers(places, finished=self.gate.leave) if scorer else None
+        self._workers = (
+            Workers(
+                scorer,
+                places=places,
+                queue=spec.max_queued_requests,
+                wait=spec.max_queue_wait_ms / 1000,
+                time=self._timeout,
+            )
+            if scorer
+            else None
+        )
         if chat:
             chat.open()
 
@@ -135,12 +144,10 @@ class Host:
                 await exchange.answer(200, wire.json_out(listed))
 
     async def _score(self, exchange: Exchange) -> None:
-        """Blocking code, on a thread; its place is given back when it has really ended."""
-        assert self._workers is not None and self._scorer is not None
+        """Blocking code, on a thread."""
+        assert self._workers is not None
         body = await self._body(exchange)
-        await self.gate.enter()
-        answer = await self._workers.call(self._scorer, body, timeout=self._timeout)
-        await exchange.answer(200, answer)
+        await exchange.answer(200, await self._workers.call(body))
 
     async def _score_chat(self, exchange: Exchange) -> None:
         from finery.serving import chat as scoring
@@ -235,8 +242,8 @@ class Host:
 
     def _gauges(self) -> dict[str, float]:
         gauges: dict[str, float] = {
-            "requests_running": self.gate.running,
-            "requests_waiting": self.gate.waiting,
+            "requests_running": (self._workers or self.gate).running,
+            "requests_waiting": (self._workers or self.gate).waiting,
         }
         if self._chat:
             counts = self._chat.engine.counts
@@ -270,7 +277,7 @@ def main(argv: list[str] | None = None) -> int:
         with contextlib.suppress(AttributeError):
             stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     # A script that never waits must not hold up a probe by more than this per turn.
-    sys.setswitchinterval(0.001)
+    sys.setswitchinterval(0.0005)
     try:
         scorer, chat = _load(wanted)
     except (BadSpec, checkpoint.NoModel) as error:

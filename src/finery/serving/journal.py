@@ -11,12 +11,12 @@ import asyncio
 import json
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 
 # What is counted by its own name; anything else a caller makes up is "other".
 ROUTES = frozenset(
-    "/ /score /health /v1/chat/completions /chat/completions /v1/models /swagger.json /metrics".split()
+    "/ /score /v1/chat/completions /chat/completions /v1/models /swagger.json /metrics".split()
 )
 
 
@@ -32,7 +32,7 @@ class Journal:
         """Empty."""
         self._lines: list[str] = []
         self._answers: Counter[tuple[str, int]] = Counter()
-        self._seconds: Counter[str] = Counter()
+        self._seconds: defaultdict[str, float] = defaultdict(float)
 
     def answered(
         self, id: str, method: str, path: str, *, status: int, seconds: float, sent: int
@@ -40,7 +40,7 @@ class Journal:
         """A request has had its answer."""
         route = path if path in ROUTES else "other"
         self._answers[route, status] += 1
-        self._seconds[route] += seconds  # type: ignore[assignment]
+        self._seconds[route] += seconds
         self._lines.append(
             f'{{"time": "{_now()}", "event": "request", "id": {json.dumps(id)}, "method":'
             f' "{method}", "path": {json.dumps(path[:200])}, "status": {status},'

@@ -1,9 +1,8 @@
 """How many requests run at once, how many may wait, and for how long.
 
-Azure's request settings: `max_concurrent_requests_per_instance`,
-`max_queue_wait_ms`, `request_timeout_ms`.  A place is given in order of
-arrival, and is held until the work has really ended, which for a script that
-cannot be interrupted is later than its caller's time limit.
+Azure's request settings: `max_concurrent_requests_per_instance` and
+`max_queue_wait_ms`, for a chat model; code that blocks has its own queue in
+`workers.py`.  Places are given in order of arrival.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
-from finery.serving.wire import Refusal
+from finery.serving import wire
 
 
 class Gate:
@@ -36,7 +35,7 @@ class Gate:
             self.running += 1
             return
         if len(self._waiting) >= self._queue or self._wait <= 0:
-            raise _full(f"{self.running} requests are running and {self.waiting} are waiting")
+            raise wire.busy(f"{self.running} requests are running and {self.waiting} are waiting")
         loop = asyncio.get_running_loop()
         turn: asyncio.Future[None] = loop.create_future()
         self._waiting.append(turn)
@@ -65,8 +64,4 @@ class Gate:
         if turn.done():
             return
         self._waiting.remove(turn)
-        turn.set_exception(_full(f"no place came free within {self._wait * 1000:.0f} ms"))
-
-
-def _full(why: str) -> Refusal:
-    return Refusal(429, "TooManyRequests", f"{why}; try again later")
+        turn.set_exception(wire.busy(f"no place came free within {self._wait * 1000:.0f} ms"))

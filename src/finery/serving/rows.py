@@ -20,7 +20,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 BLOCK = 64  # columns by which the buffers grow at least
 
 
-class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
+class _Layer(CacheLayerMixin):  # type: ignore[misc]
     """Keys and values of one layer of the model: [rows, heads, columns, width]."""
 
     keys: torch.Tensor
@@ -28,7 +28,7 @@ class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     is_sliding = False  # we keep all columns; the model's own mask forgets what is outside a window
 
     def __init__(self, rows: Rows) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.rows = rows
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:

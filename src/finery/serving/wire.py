@@ -44,6 +44,11 @@ def too_large(limit: int) -> Refusal:
     return Refusal(413, "PayloadTooLarge", f"the body is larger than the {limit} bytes taken here")
 
 
+def busy(why: str) -> Refusal:
+    """No place for the request: 429."""
+    return Refusal(429, "TooManyRequests", f"{why}; try again later")
+
+
 def late(seconds: float) -> Refusal:
     """A request that took longer than `seconds`: 408."""
     return Refusal(408, "RequestTimeout", f"not answered within {seconds * 1000:.0f} ms")
