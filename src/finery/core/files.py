@@ -18,11 +18,12 @@ import hashlib
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 from sqlalchemy import JSON, Column, String, Table, delete, insert, select
@@ -58,6 +59,9 @@ class Facts:
     pieces: list[tuple[str, int]] = field(default_factory=list)  # id and bytes, in order
 
 
+NOTHING = Facts()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Entry:
     """One file.  `etag` changes with its bytes and with its facts."""
@@ -66,7 +70,7 @@ class Entry:
     size: int
     changed: datetime
     etag: str
-    facts: Facts = Facts()
+    facts: Facts = field(default_factory=Facts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +95,7 @@ class Files:
         except (OSError, ValueError, RuntimeError) as exc:  # a NUL, or links that go in circles
             raise Invalid(f"the path {path!r} cannot be followed: {exc}", target="path") from exc
         if not found.is_relative_to(base):
-            raise Invalid(
-                f"the path {path!r} leaves the datastore {datastore!r}", target="path"
-            )
+            raise Invalid(f"the path {path!r} leaves the datastore {datastore!r}", target="path")
         return found
 
     def locate(self, scope: str, location: str) -> Path:
@@ -125,14 +127,16 @@ class Files:
 
     def find(self, scope: str, datastore: str, path: str) -> Entry | None:
         """Return the file at `path`, if there is one.  A folder is no file."""
-        slot = self._slot(scope, datastore, path)
         try:
+            slot = self._slot(scope, datastore, path)
             found = self.path(scope, datastore, path).stat() if slot.is_symlink() else slot.stat()
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except Invalid:  # not a file's name; or a link that leaves the datastore
+            return None
         if not stat.S_ISREG(found.st_mode):
             return None
-        return _entry(path, found, self._facts(scope, datastore, path))
+        return _entry(path, found, self._row(scope, datastore, path))
 
     def get(self, scope: str, datastore: str, path: str) -> Entry:
         entry = self.find(scope, datastore, path)
@@ -147,8 +151,8 @@ class Files:
             file = self.path(scope, datastore, path).open("rb", buffering=0)
         except FileNotFoundError as exc:
             raise NotFound(f"there is no file {path!r}", target=path) from exc
-        facts = self._facts(scope, datastore, path)
-        return _entry(path, os.fstat(file.fileno()), facts), file
+        row = self._row(scope, datastore, path)
+        return _entry(path, os.fstat(file.fileno()), row), file
 
     def list(
         self,
@@ -174,9 +178,9 @@ class Files:
             found.append((key, result))
             if len(found) > limit:
                 break
-        facts = self._many(scope, datastore, [key for key, result in found if result])
+        rows = self._rows(scope, datastore, [key for key, result in found if result])
         items: list[Entry | Folder] = [
-            Folder(path=key) if result is None else _entry(key, result, facts.get(key))
+            Folder(path=key) if result is None else _entry(key, result, rows.get(_text(key)))
             for key, result in found
         ]
         return page(items, limit, [key for key, _ in found])
@@ -188,7 +192,7 @@ class Files:
         path: str,
         *,
         part: Path,
-        facts: Facts = Facts(),
+        facts: Facts = NOTHING,
         expect: Callable[[Entry | None], None] = lambda _: None,
     ) -> Entry:
         """Make the finished file `part` the file at `path`, at once and whole.
@@ -208,9 +212,7 @@ class Files:
                 ) from exc
             _make_room(slot, path)
             part.replace(slot)
-            found = slot.stat()
-            self._keep(scope, datastore, path, found, facts)
-        return self.find(scope, datastore, path) or _entry(path, found, None)
+            return self._keep(scope, datastore, path, slot.stat(), facts)
 
     def annotate(
         self,
@@ -223,11 +225,12 @@ class Files:
     ) -> Entry:
         """Change what is known of a file beside its bytes."""
         with self._turn:
-            expect(self.find(scope, datastore, path))
-            entry = self.get(scope, datastore, path)
+            entry = self.find(scope, datastore, path)
+            expect(entry)
+            if entry is None:
+                raise NotFound(f"there is no file {path!r}", target=path)
             found = self.path(scope, datastore, path).stat()
-            self._keep(scope, datastore, path, found, change(entry.facts), always=True)
-        return self.get(scope, datastore, path)
+            return self._keep(scope, datastore, path, found, change(entry.facts), always=True)
 
     def delete(
         self,
@@ -260,18 +263,16 @@ class Files:
             )
         return self.path(scope, datastore, "/".join(parts[:-1])) / parts[-1]
 
-    def _facts(self, scope: str, datastore: str, path: str) -> Any | None:
-        return self._many(scope, datastore, [path]).get(path)
+    def _row(self, scope: str, datastore: str, path: str) -> Any | None:
+        return self._rows(scope, datastore, [path]).get(_text(path))
 
-    def _many(self, scope: str, datastore: str, paths: list[str]) -> dict[str, Any]:  # type: ignore[valid-type]
-        if not paths:
-            return {}
+    def _rows(self, scope: str, datastore: str, paths: Sequence[str]) -> dict[str, Any]:
         query = select(FACTS).where(
             FACTS.c.scope == scope,
             FACTS.c.datastore == datastore,
-            FACTS.c.path.between(_text(min(paths)), _text(max(paths))),
+            FACTS.c.path.in_([_text(path) for path in paths]),
         )
-        return {row.path: row for row in self.store.rows(query)}
+        return {row.path: row for row in self.store.rows(query)} if paths else {}
 
     def _keep(
         self,
@@ -282,18 +283,18 @@ class Files:
         facts: Facts,
         *,
         always: bool = False,
-    ) -> None:
-        known = self._facts(scope, datastore, path) is not None
-        if facts == Facts() and not always:
-            if known:
+    ) -> Entry:
+        """Write down the facts of a file; the time of it is part of its etag."""
+        if facts == NOTHING and not always:
+            if self._row(scope, datastore, path) is not None:
                 self._forget(scope, datastore, path)
-            return
-        row = {"mark": _mark(found), "changed": ids.now(), "facts": asdict(facts)}
+            return _entry(path, found, None)
+        place = {"scope": scope, "datastore": datastore, "path": _text(path)}
+        known = {"mark": _mark(found), "changed": ids.now(), "facts": asdict(facts)}
         with self.store.transaction() as connection:
             self._forget(scope, datastore, path)
-            connection.execute(
-                insert(FACTS).values(scope=scope, datastore=datastore, path=path, **row)
-            )
+            connection.execute(insert(FACTS).values(**place, **known))
+        return _entry(path, found, SimpleNamespace(**known))
 
     def _forget(self, scope: str, datastore: str, path: str) -> None:
         with self.store.transaction() as connection:
@@ -311,16 +312,17 @@ def _walk(
 ) -> Iterator[tuple[str, os.stat_result | None]]:
     """Yield the files below `base` in the order of their paths, and folders where asked."""
     start = prefix.rpartition("/")[0]
-    if start and (base / start).resolve() != base / start:
-        return  # through a link, or out of the datastore
+    if "/" in prefix and not _plain(base, start):
+        return
     stack = [iter(_children(base, start + "/" if start else ""))]
     while stack:
         for key, entry in stack[-1]:
-            if not key.startswith(prefix) or (key <= after and not after.startswith(key)):
+            inside = key.endswith("/") and after.startswith(key)
+            if not key.startswith(prefix) or (key <= after and not inside):
                 continue
             if not key.endswith("/"):
                 result = _file(base, entry)
-                if result is not None and key != after:
+                if result is not None:
                     yield key, result
             elif not folders:
                 stack.append(iter(_children(base, key)))
@@ -331,6 +333,13 @@ def _walk(
             stack.pop()
 
 
+def _plain(base: Path, folder: str) -> bool:
+    """Say whether a folder is named as a listing would name it, and no link is on the way."""
+    if "\0" in folder or any(part in ("", ".", "..") for part in folder.split("/")):
+        return False
+    return (base / folder).resolve() == base / folder
+
+
 def _children(base: Path, folder: str) -> list[tuple[str, os.DirEntry[str]]]:
     """Return what a folder holds, by path; a folder's path ends with a slash and sorts so."""
     try:
@@ -339,7 +348,7 @@ def _children(base: Path, folder: str) -> list[tuple[str, os.DirEntry[str]]]:
                 (folder + entry.name + "/" * entry.is_dir(follow_symlinks=False), entry)
                 for entry in found
             ]
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError:  # not there, not a folder, or a name longer than there can be
         return []
     return sorted(named, key=lambda item: item[0])
 

@@ -76,10 +76,11 @@ def check(
     path: str,
     verbs: str,
     now: datetime,
-) -> None:
-    """Raise `Forbidden` unless the signature in `query` covers any of `verbs` on `path`.
+) -> str:
+    """Return what the signature in `query` allows on `path`.
 
-    For a listing, `path` is the prefix that is listed and `verbs` is "l".
+    Raises `Forbidden` unless that is at least one of `verbs`.  For a listing,
+    `path` is the prefix that is listed and `verbs` is "l".
     """
     covered = _covered(query, path, listing=verbs == "l")
     expected = _signature(keys, scope, container, covered, query)
@@ -91,6 +92,7 @@ def check(
         raise Forbidden("the signature has expired, or is not valid yet", target="se")
     if not set(verbs) & set(query.get("sp", "")):
         raise Forbidden(f"the signature does not allow this (needs {verbs!r})", target="sp")
+    return query["sp"]
 
 
 def _covered(query: Mapping[str, str], path: str, *, listing: bool) -> str:
@@ -110,9 +112,7 @@ def _covered(query: Mapping[str, str], path: str, *, listing: bool) -> str:
             raise Forbidden("the signature is not for this kind of thing", target="sr")
 
 
-def _signature(
-    keys: Keys, scope: str, container: str, path: str, query: Mapping[str, str]
-) -> str:
+def _signature(keys: Keys, scope: str, container: str, path: str, query: Mapping[str, str]) -> str:
     parts = [f"{name}={query[name]}" for name in _PARAMETERS if name in query]
     text = "\0".join(("sas", scope, container, path, *parts))
     return base64.b64encode(keys.digest(text)).decode()
