@@ -158,6 +158,8 @@ def _doors(house: House) -> FastAPI:
         app.include_router(router(house))
 
     async def failure(request: Request, exc: Exception) -> Response:
+        if isinstance(exc, pages.LoginNeeded):
+            return pages.to_login(request)
         for prefix, word in WORDINGS:
             if request.url.path.startswith(prefix):
                 return word(request, exc)
