@@ -33,8 +33,8 @@ GROUP = "/subscriptions/{subscription}/resourceGroups/{group}"
 WORKSPACES = f"{GROUP}/providers/{PROVIDER}/workspaces"
 WORKSPACE = f"{WORKSPACES}/{{workspace}}"
 
-# What the SDK puts behind `ACCOUNT.blob.` (see `cloud.py`): any text that is not Azure's own.
-STORAGE_SUFFIX = "finery.local"
+# What the SDK puts behind `ACCOUNT.blob.`: some of its patterns know no other text than Azure's.
+STORAGE_SUFFIX = "core.windows.net"
 
 CODES: dict[type[Failure], str] = {
     errors.Unauthenticated: "AuthenticationFailed",
