@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from finery.config import DEFAULT_WORKSPACE, Settings
 from finery.core import endpoints as core_endpoints
 from finery.core import jobs as core_jobs
 from finery.core import workspaces
+from finery.core.assets import Asset
 from finery.core.errors import Failure, Invalid, NotFound
 from finery.core.files import Files
 from finery.core.store import Store, open_sqlite
@@ -47,7 +49,7 @@ from finery.doors.azureml import (
 from finery.doors.azureml import wire as azureml_wire
 from finery.doors.azureml import workspaces as azureml_workspaces
 from finery.doors.http import Access, House
-from finery.doors.mlflow import Mlflow
+from finery.doors.mlflow.app import Mlflow
 from finery.doors.openai import chat as openai_chat
 from finery.doors.openai import wire as openai_wire
 from finery.doors.studio import pages
@@ -100,32 +102,47 @@ class Platform:
 def create(settings: Settings, *, http: str, https: str) -> Platform:
     """Put a server together for the addresses it will have.  It starts nothing yet."""
     home = settings.home
-    store = (
-        Store(settings.database)
-        if settings.database
-        else open_sqlite(home / "finery.db")
-    )
+    store = Store(settings.database) if settings.database else open_sqlite(home / "finery.db")
     store.migrate()
     files, keys = Files(home / "files", store), Keys(home)
-    engine = LocalEngine(home, warm_idle=settings.warm_idle)
+    engine = LocalEngine(home, idle=settings.warm_idle)
     supervisor: Supervisor
+    mlflow: Mlflow
+
+    def wake() -> None:
+        mlflow.warm()
+        supervisor.wake()
+
     house = House(
         store=store,
         files=files,
         keys=keys,
         http=http,
         https=https,
-        wake=lambda: supervisor.wake(),
+        wake=wake,
         log=engine.log,
         capacity=engine.capacity,
         default_workspace=DEFAULT_WORKSPACE,
         tiny=settings.models == "tiny",
     )
-    mlflow = Mlflow(house, home / "mlflow", settings.database or None)
-    shared = {"engine": engine, "interpreter": environments.interpreter}
-    upkeep = Upkeep(store, files, home, keys=keys, kind=serving_spec.detect, **shared)
+    mlflow = Mlflow(house, home, settings.database or None)
+    upkeep = Upkeep(
+        store,
+        files,
+        home,
+        engine=engine,
+        keys=keys,
+        interpreter=_interpreter,
+        kind=serving_spec.detect,
+    )
     supervisor = Supervisor(
-        store, files, home, tracking=mlflow.tracking, upkeep=upkeep, **shared
+        store,
+        files,
+        home,
+        engine=engine,
+        tracking=mlflow.tracking,
+        interpreter=_interpreter,
+        upkeep=upkeep,
     )
     _furnish(house)
     return Platform(
@@ -140,15 +157,23 @@ def create(settings: Settings, *, http: str, https: str) -> Platform:
     )
 
 
+def _interpreter(environment: Asset | None) -> Path:
+    """Return the Python that an environment asset means; no environment means our own."""
+    if environment is None:
+        return Path(sys.executable)
+    curated = environment.spec.get("kind") == "curated"
+    return environments.interpreter(
+        {**environment.spec, "name": environment.name, "curated": curated}
+    )
+
+
 def _furnish(house: House) -> None:
     """Make sure of what every home has: the default workspace and the catalog."""
     subscription, group, name = house.default_workspace
     try:
         workspaces.get(house.store, subscription, group, name)
     except NotFound:
-        workspaces.create(
-            house.store, Workspace(subscription=subscription, group=group, name=name)
-        )
+        workspaces.create(house.store, Workspace(subscription=subscription, group=group, name=name))
     catalog.load(house.store, tiny=house.tiny)
 
 
@@ -218,7 +243,7 @@ async def _serve(
     ]
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, lambda: [server.leave() for server in servers])
+        loop.add_signal_handler(number, _leave, servers)
     tasks = [
         asyncio.create_task(server.serve(sockets=[sock]))
         for server, sock in zip(servers, (plain, tls), strict=True)
@@ -228,24 +253,23 @@ async def _serve(
         for task in tasks:
             if task.done():
                 task.result()
-    loop_thread = threading.Thread(
-        target=platform.supervisor.run, name="supervisor", daemon=True
-    )
+    loop_thread = threading.Thread(target=platform.supervisor.run, name="supervisor", daemon=True)
     loop_thread.start()
     _announce(platform)
     ready(platform)
     await asyncio.gather(*tasks)
 
 
+def _leave(servers: list[_Server]) -> None:
+    for server in servers:
+        server.leave()
+
+
 def _left(platform: Platform) -> str:
-    running = len(
-        [job for job in core_jobs.unfinished(platform.store) if job.kind == "command"]
-    )
+    running = len([job for job in core_jobs.unfinished(platform.store) if job.kind == "command"])
     kept = len(core_endpoints.kept(platform.store))
     counts = [(running, "job"), (kept, "deployment")]
-    return ", ".join(
-        f"{count} {noun}{'s' * (count > 1)}" for count, noun in counts if count
-    )
+    return ", ".join(f"{count} {noun}{'s' * (count > 1)}" for count, noun in counts if count)
 
 
 class _Server(uvicorn.Server):
@@ -260,9 +284,7 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
-def _config(
-    app: ASGIApp, signed: certificates.Certificates | None = None
-) -> uvicorn.Config:
+def _config(app: ASGIApp, signed: certificates.Certificates | None = None) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         log_config=None,

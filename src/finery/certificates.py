@@ -35,7 +35,10 @@ class Certificates:
 def ensure(folder: Path, host: str, *, now: datetime | None = None) -> Certificates:
     """Return this server's certificate for `host`, made or renewed where needed."""
     found = Certificates(
-        folder / "ca.pem", folder / "cert.pem", folder / "key.pem", folder / "bundle.pem"
+        folder / "ca.pem",
+        folder / "cert.pem",
+        folder / "key.pem",
+        folder / "bundle.pem",
     )
     names = sorted({"localhost", "127.0.0.1", "::1", host} - {"0.0.0.0", "::"})
     marker = folder / "names.txt"  # written last: what is there is whole
@@ -116,10 +119,12 @@ def _signed(
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(signs=False), critical=True)
         .add_extension(
-            x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.SERVER_AUTH]), critical=False
+            x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.SERVER_AUTH]),
+            critical=False,
         )
         .add_extension(
-            x509.SubjectAlternativeName([_general(name) for name in names]), critical=False
+            x509.SubjectAlternativeName([_general(name) for name in names]),
+            critical=False,
         )
         .add_extension(
             x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key()),

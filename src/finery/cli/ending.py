@@ -69,11 +69,7 @@ def _end_deployments(platform: app.Platform) -> list[str]:
     for deployment in endpoints.kept(platform.store):
         mine = {deployment.process(i) for i in range(deployment.spec.instances)}
         mine |= set(deployment.addresses)
-        running = [
-            id
-            for id in mine
-            if platform.engine.report(id).state in ("starting", "alive")
-        ]
+        running = [id for id in mine if platform.engine.report(id).state in ("starting", "alive")]
         for id in running:
             platform.engine.stop(id)
         if running:
@@ -81,9 +77,7 @@ def _end_deployments(platform: app.Platform) -> list[str]:
         ids += list(mine)
 
     def gone() -> bool:
-        return all(
-            platform.engine.report(id).state in ("exited", "unknown") for id in ids
-        )
+        return all(platform.engine.report(id).state in ("exited", "unknown") for id in ids)
 
     if not _until(gone):
         raise Refused("some deployments do not end: look for their processes")

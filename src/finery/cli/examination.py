@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -25,13 +26,13 @@ def examine(home: Path) -> dict[str, Any]:
     """Return what is here, and a list of findings: (good, text)."""
     existing = next(path for path in (home, *home.parents) if path.exists())
     disk = shutil.disk_usage(existing)
-    capacity = machine.capacity({})
+    gpus = len(machine.devices(os.environ))
     engines = [name for name in ("docker", "podman") if shutil.which(name)]
     found: dict[str, Any] = {
         "python": sys.version.split()[0],
-        "cpus": capacity.cpus,
-        "memory": capacity.memory,
-        "gpus": capacity.gpus,
+        "cpus": machine.cpus(),
+        "memory": machine.memory(),
+        "gpus": gpus,
         "disk_free": disk.free,
         "home": str(home),
         "container_engines": engines,
@@ -84,11 +85,7 @@ def _findings(found: dict[str, Any]) -> list[dict[str, Any]]:
     ]
     for name, use in _PACKAGES.items():
         version = found["packages"][name]
-        said = (
-            f"{name} {version}: {use}"
-            if version
-            else f"{name} is not installed: no {use}"
-        )
+        said = f"{name} {version}: {use}" if version else f"{name} is not installed: no {use}"
         lines.append((bool(version), said))
     return [{"good": good, "text": text} for good, text in lines]
 

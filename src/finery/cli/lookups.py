@@ -30,15 +30,11 @@ def add(words: Any) -> None:
         _word(job, name, does).add_argument("name")
     logs = _word(job, "logs", job_logs)
     logs.add_argument("name")
-    logs.add_argument(
-        "--follow", "-f", action="store_true", help="go on until the job ends"
-    )
+    logs.add_argument("--follow", "-f", action="store_true", help="go on until the job ends")
     model = _group(words, "model", "Models: list, import.")
     _word(model, "list", model_list)
     imports = _word(model, "import", model_import)
-    imports.add_argument(
-        "folder", type=Path, help="a Hugging Face or MLflow model folder"
-    )
+    imports.add_argument("folder", type=Path, help="a Hugging Face or MLflow model folder")
     imports.add_argument("--name", required=True)
     endpoint = _group(words, "endpoint", "Endpoints: list, logs.")
     _word(endpoint, "list", endpoint_list)
@@ -145,9 +141,7 @@ def model_import(args: argparse.Namespace) -> None:
     if not folder.is_dir():
         raise Refused(f"{folder} is no folder")
     if not any(folder.rglob("config.json")) and not (folder / "MLmodel").exists():
-        raise Refused(
-            f"{folder} holds no model: neither config.json nor MLmodel is in it"
-        )
+        raise Refused(f"{folder} holds no model: neither config.json nor MLmodel is in it")
     path = f"imported/{ids.new()}/{folder.name}"
     target = files.path(workspace, "workspaceblobstore", path)
     part = target.with_name(f".{target.name}.part")
@@ -157,9 +151,7 @@ def model_import(args: argparse.Namespace) -> None:
     location = f"file:workspaceblobstore/{path}"
     model = assets.create(
         store,
-        Asset(
-            scope=workspace, kind="model", name=args.name, type=type, location=location
-        ),
+        Asset(scope=workspace, kind="model", name=args.name, type=type, location=location),
     )
     _table(args, [{"name": model.name, "version": model.version}], ("name", "version"))
 
@@ -171,8 +163,8 @@ def endpoint_list(args: argparse.Namespace) -> None:
     store, workspace, _ = _open(args)
     found = []
     for endpoint in endpoints.list(store, workspace, limit=1000).items:
-        rows = endpoints.deployments(store, endpoint.name) or [None]
-        for row in rows:
+        rows = endpoints.deployments(store, endpoint.name)
+        for row in rows or [None]:
             found.append(
                 {
                     "endpoint": endpoint.name,
@@ -215,9 +207,7 @@ def _job(job: Any) -> dict[str, Any]:
         "kind": job.kind,
         "status": job.status + (f" (as {job.reused})" if job.reused else ""),
         "created": job.created_at.astimezone().isoformat(sep=" ", timespec="seconds"),
-        "seconds": round((end - job.started_at).total_seconds(), 1)
-        if job.started_at
-        else "",
+        "seconds": round((end - job.started_at).total_seconds(), 1) if job.started_at else "",
     }
 
 
@@ -247,9 +237,7 @@ def _open(args: argparse.Namespace) -> tuple[Store, str, Files]:
 
     home, database = config.home(args.home), config.database()
     if not database and not (home / "finery.db").exists():
-        raise Refused(
-            f"{home} is no home of Finery yet: start one with `finery up --home {home}`"
-        )
+        raise Refused(f"{home} is no home of Finery yet: start one with `finery up --home {home}`")
     store = Store(database) if database else open_sqlite(home / "finery.db")
     store.migrate()
     workspace = workspaces.get(store, *config.DEFAULT_WORKSPACE)
@@ -269,15 +257,10 @@ def _table(
 
 def _print(documents: Sequence[dict[str, Any]], headings: Sequence[str]) -> None:
     rows = [[str(document[name]) for name in headings] for document in documents]
-    widths = [
-        max(len(row[i]) for row in [list(headings), *rows])
-        for i in range(len(headings))
-    ]
+    widths = [max(len(row[i]) for row in [list(headings), *rows]) for i in range(len(headings))]
     for row in [list(headings), *rows]:
         print(
-            "  ".join(
-                cell.ljust(width) for cell, width in zip(row, widths, strict=True)
-            ).rstrip()
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         )
 
 

@@ -87,9 +87,7 @@ class Asset:
     kind: str
     name: str
     version: str = ""  # empty when created: the next number is given
-    type: str = (
-        ""  # uri_file, uri_folder, mltable, custom_model, mlflow_model, command, …
-    )
+    type: str = ""  # uri_file, uri_folder, mltable, custom_model, mlflow_model, command, …
     location: str = ""  # see files.py; empty where there are no bytes
     spec: dict[str, Any] = field(default_factory=dict)
     description: str = ""
@@ -146,28 +144,20 @@ def create(store: Store, asset: Asset) -> Asset:
         connection.execute(insert(ASSETS).values(**vars(asset)))
         following = max(name.next, int(version) + 1 if version.isdigit() else 0)
         touched = {"next": min(following, 2**31 - 1), "modified_at": asset.modified_at}
-        connection.execute(
-            update_rows(NAMES).where(_is(NAMES, asset)).values(**touched)
-        )
+        connection.execute(update_rows(NAMES).where(_is(NAMES, asset)).values(**touched))
     return asset
 
 
-def get(
-    store: Store, scope: str, kind: str, name: str, version: str = "latest"
-) -> Asset:
+def get(store: Store, scope: str, kind: str, name: str, version: str = "latest") -> Asset:
     """Return one version; `latest` is the newest that is not archived."""
     found = find(store, scope, kind, name, version)
     if found is None:
-        what = f"{kind} {name!r}" + (
-            "" if version == "latest" else f" version {version!r}"
-        )
+        what = f"{kind} {name!r}" + ("" if version == "latest" else f" version {version!r}")
         raise NotFound(f"no {what}", target=name)
     return found
 
 
-def find(
-    store: Store, scope: str, kind: str, name: str, version: str = "latest"
-) -> Asset | None:
+def find(store: Store, scope: str, kind: str, name: str, version: str = "latest") -> Asset | None:
     if version != "latest":
         return _find(store, scope, kind, name, version)
     query = select(ASSETS).where(
@@ -255,9 +245,7 @@ def update(store: Store, asset: Asset) -> Asset:
         "modified_at": asset.modified_at,
     }
     with store.transaction() as connection:
-        query = update_rows(ASSETS).where(
-            _is(ASSETS, asset), ASSETS.c.version == asset.version
-        )
+        query = update_rows(ASSETS).where(_is(ASSETS, asset), ASSETS.c.version == asset.version)
         connection.execute(query.values(**changed))
     return asset
 
@@ -293,9 +281,7 @@ def create_name(store: Store, name: Name) -> Name:
 def delete(store: Store, asset: Asset) -> None:
     """Forget one version; gone already is fine."""
     with store.transaction() as connection:
-        query = delete_rows(ASSETS).where(
-            _is(ASSETS, asset), ASSETS.c.version == asset.version
-        )
+        query = delete_rows(ASSETS).where(_is(ASSETS, asset), ASSETS.c.version == asset.version)
         connection.execute(query)
 
 
@@ -349,18 +335,12 @@ def _new_name(store: Store, asset: Asset) -> Name:
 
 def _find(store: Store, scope: str, kind: str, name: str, version: str) -> Asset | None:
     what = Asset(scope=scope, kind=kind, name=name)
-    row = store.row(
-        select(ASSETS).where(_is(ASSETS, what), ASSETS.c.version == version)
-    )
+    row = store.row(select(ASSETS).where(_is(ASSETS, what), ASSETS.c.version == version))
     return _asset(row) if row else None
 
 
 def _is(table: Table, what: Asset | Name) -> Any:
-    return (
-        (table.c.scope == what.scope)
-        & (table.c.kind == what.kind)
-        & (table.c.name == what.name)
-    )
+    return (table.c.scope == what.scope) & (table.c.kind == what.kind) & (table.c.name == what.name)
 
 
 def _asset(row: Any) -> Asset:

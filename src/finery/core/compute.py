@@ -70,20 +70,14 @@ class Process:
     cpus: float | None = None  # limits where the machine allows them; None: no limit
     memory: int | None = None  # bytes
     gpus: tuple[int, ...] = ()  # indices of the devices it may see
-    warm: bool = (
-        False  # [python, -m, MODULE, ...] of our own environment: may be forked warm
-    )
-    timeout: float | None = (
-        None  # seconds; the engine ends it then, and says so in the report
-    )
+    warm: bool = False  # [python, -m, MODULE, ...] of our own environment: may be forked warm
+    timeout: float | None = None  # seconds; the engine ends it then, and says so in the report
 
     def rank_log(self, rank: int) -> Path:
         """Where rank `rank` writes: `std_log.txt`, or `std_log_process_NN.txt` of several."""
         if self.ranks == 1:
             return self.log
-        return self.log.with_name(
-            f"{self.log.stem}_process_{rank:02d}{self.log.suffix}"
-        )
+        return self.log.with_name(f"{self.log.stem}_process_{rank:02d}{self.log.suffix}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +127,9 @@ class Engine(Protocol):
         A negative offset counts from the end: the last so many bytes.
         """
 
+    def warm_up(self) -> None:
+        """Processes that may start warm will be wanted soon: get ready, without waiting."""
+
     def forget(self, id: str) -> None:
         """Drop what is kept of a process that has exited.  Unknown is fine."""
 
@@ -159,10 +156,7 @@ class Target:
 def create(store: Store, target: Target) -> Target:
     """Write down a target; one of that name is changed to it."""
     ids.name(target.name)
-    if (
-        not 0 <= target.min_instances <= target.max_instances
-        or target.max_instances < 1
-    ):
+    if not 0 <= target.min_instances <= target.max_instances or target.max_instances < 1:
         raise Invalid(
             f"compute {target.name!r}: instances go from {target.min_instances} to "
             f"{target.max_instances}; the least must be 0 or more, the most 1 or more",
@@ -191,9 +185,7 @@ def find(store: Store, workspace: str, name: str) -> Target | None:
     return _target(row) if row else None
 
 
-def list(
-    store: Store, workspace: str, *, after: str = "", limit: int = 100
-) -> Page[Target]:
+def list(store: Store, workspace: str, *, after: str = "", limit: int = 100) -> Page[Target]:
     query = select(TARGETS).where(TARGETS.c.workspace == workspace)
     query = query.where(TARGETS.c.seq > int(after or 0)).order_by(TARGETS.c.seq)
     rows = store.rows(query.limit(limit + 1))

@@ -136,9 +136,8 @@ class Deployment:
     spec: Serving
     status: str = "creating"
     revision: int = 1
-    addresses: list[str] = field(
-        default_factory=list
-    )  # of the instances that are ready
+    restarts: dict[str, int] = field(default_factory=dict)  # instance -> how often, this revision
+    addresses: dict[str, str] = field(default_factory=dict)  # process id -> address, of the ready
     error: dict[str, Any] | None = None
     warnings: list[str] = field(default_factory=list)
     description: str = ""
@@ -183,9 +182,7 @@ def find(store: Store, name: str) -> Endpoint | None:
     return _endpoint(row) if row else None
 
 
-def list(
-    store: Store, workspace: str, *, after: str = "", limit: int = 100
-) -> Page[Endpoint]:
+def list(store: Store, workspace: str, *, after: str = "", limit: int = 100) -> Page[Endpoint]:
     query = select(ENDPOINTS).where(ENDPOINTS.c.workspace == workspace)
     query = query.where(ENDPOINTS.c.seq > int(after or 0)).order_by(ENDPOINTS.c.seq)
     rows = store.rows(query.limit(limit + 1))
@@ -196,9 +193,7 @@ def update(store: Store, endpoint: Endpoint) -> Endpoint:
     """Write down texts, tags, traffic, mirror and extras.  Raises `Invalid` for odd traffic."""
     with store.transaction() as connection:
         if get(store, endpoint.name).status != "ready":
-            raise Conflict(
-                f"endpoint {endpoint.name!r} is being deleted", target=endpoint.name
-            )
+            raise Conflict(f"endpoint {endpoint.name!r} is being deleted", target=endpoint.name)
         _check_traffic(store, endpoint)
         query = update_rows(ENDPOINTS).where(ENDPOINTS.c.name == endpoint.name)
         connection.execute(query.values(**vars(endpoint)))
@@ -208,13 +203,9 @@ def update(store: Store, endpoint: Endpoint) -> Endpoint:
 def regenerate(store: Store, name: str, which: str, value: str = "") -> Endpoint:
     """Replace one key, `primary` or `secondary`."""
     if which not in ("primary", "secondary"):
-        raise Invalid(
-            "the key to make anew is 'primary' or 'secondary'", target="keyType"
-        )
+        raise Invalid("the key to make anew is 'primary' or 'secondary'", target="keyType")
     endpoint = get(store, name)
-    return update(
-        store, replace(endpoint, keys={**endpoint.keys, which: value or ids.secret()})
-    )
+    return update(store, replace(endpoint, keys={**endpoint.keys, which: value or ids.secret()}))
 
 
 def delete(store: Store, name: str) -> Endpoint | None:
@@ -223,9 +214,7 @@ def delete(store: Store, name: str) -> Endpoint | None:
         endpoint = find(store, name)
         if endpoint is None or endpoint.status != "ready":
             return endpoint
-        moved = replace(
-            endpoint, status=status.move(status.ENDPOINT, endpoint.status, "deleting")
-        )
+        moved = replace(endpoint, status=status.move(status.ENDPOINT, endpoint.status, "deleting"))
         query = update_rows(ENDPOINTS).where(ENDPOINTS.c.name == name)
         connection.execute(query.values(status=moved.status, traffic={}, mirror={}))
         for deployment in deployments(store, name):
@@ -238,11 +227,7 @@ def forget(store: Store, name: str) -> None:
     """Drop the row of a deleted endpoint whose deployments are gone."""
     with store.transaction() as connection:
         endpoint = find(store, name)
-        if (
-            endpoint is not None
-            and endpoint.status == "deleting"
-            and not deployments(store, name)
-        ):
+        if endpoint is not None and endpoint.status == "deleting" and not deployments(store, name):
             connection.execute(delete_rows(ENDPOINTS).where(ENDPOINTS.c.name == name))
 
 
@@ -256,9 +241,7 @@ def deploy(store: Store, deployment: Deployment) -> Deployment:
     with store.transaction() as connection:
         endpoint = get(store, deployment.endpoint)
         if endpoint.status != "ready":
-            raise Conflict(
-                f"endpoint {endpoint.name!r} is being deleted", target=endpoint.name
-            )
+            raise Conflict(f"endpoint {endpoint.name!r} is being deleted", target=endpoint.name)
         old = find_deployment(store, deployment.endpoint, deployment.name)
         if old is None:
             connection.execute(insert(DEPLOYMENTS).values(**_row(deployment)))
@@ -303,9 +286,7 @@ def deployments(store: Store, endpoint: str) -> Sequence[Deployment]:
 
 def kept(store: Store) -> Sequence[Deployment]:
     """Return every deployment that the supervisor has to look after, oldest first."""
-    rows = store.rows(
-        select(DEPLOYMENTS).where(~DEPLOYMENTS.c.gone).order_by(DEPLOYMENTS.c.seq)
-    )
+    rows = store.rows(select(DEPLOYMENTS).where(~DEPLOYMENTS.c.gone).order_by(DEPLOYMENTS.c.seq))
     return [_deployment(row) for row in rows]
 
 
@@ -337,28 +318,23 @@ def move(
     with store.transaction() as connection:
         found = find_deployment(store, deployment.endpoint, deployment.name)
         if found is None or found.id != deployment.id:
-            raise Conflict(
-                f"deployment {deployment.name!r} is gone", target=deployment.name
-            )
+            raise Conflict(f"deployment {deployment.name!r} is gone", target=deployment.name)
         next_status = status.move(status.DEPLOYMENT, found.status, to)
         moved = replace(deployment, status=next_status, changed_at=ids.now(), **changed)
         _event(store, moved, reason)
         if to == "gone":
-            connection.execute(
-                delete_rows(DEPLOYMENTS).where(DEPLOYMENTS.c.id == deployment.id)
-            )
+            connection.execute(delete_rows(DEPLOYMENTS).where(DEPLOYMENTS.c.id == deployment.id))
             forget(store, deployment.endpoint)
             return moved
         return _write(store, moved)
 
 
-def set_addresses(
-    store: Store, deployment: Deployment, addresses: Sequence[str]
-) -> Deployment:
-    """Write down where the instances that are ready answer."""
+def place(store: Store, deployment: Deployment, **changed: Any) -> Deployment:
+    """Write down where the ready instances answer (`addresses`), and their `restarts`."""
+    assert set(changed) <= {"addresses", "restarts"}
     with store.transaction():
         found = get_deployment(store, deployment.endpoint, deployment.name)
-        return _write(store, replace(found, addresses=[*addresses]))
+        return _write(store, replace(found, **changed))
 
 
 def warn(store: Store, deployment: Deployment, message: str) -> Deployment:
@@ -384,9 +360,7 @@ def _check_traffic(store: Store, endpoint: Endpoint) -> None:
                     target=field_name,
                 )
             if not 0 <= percent <= 100:
-                raise Invalid(
-                    f"{field_name} of {name!r} is not 0 to 100", target=field_name
-                )
+                raise Invalid(f"{field_name} of {name!r} is not 0 to 100", target=field_name)
     if sum(endpoint.traffic.values()) not in (0, 100):
         raise Invalid("the traffic shares must add up to 0 or 100", target="traffic")
     if sum(endpoint.mirror.values()) > 50:
@@ -403,9 +377,7 @@ def _write(store: Store, deployment: Deployment) -> Deployment:
 def _event(store: Store, deployment: Deployment, reason: str) -> None:
     happened = {"kind": "deployment", "id": deployment.id, "status": deployment.status}
     with store.transaction() as connection:
-        connection.execute(
-            insert(EVENTS).values(at=ids.now(), reason=reason, **happened)
-        )
+        connection.execute(insert(EVENTS).values(at=ids.now(), reason=reason, **happened))
 
 
 def _endpoint(row: Any) -> Endpoint:
@@ -423,5 +395,5 @@ def _deployment(row: Any) -> Deployment:
     doc = dict(row._mapping)
     del doc["seq"], doc["gone"]
     spec = doc.pop("spec")
-    probes = {name: Probe(**spec.pop(name)) for name in ("liveness", "readiness")}
-    return Deployment(spec=Serving(**spec, **probes), **doc)
+    liveness, readiness = Probe(**spec.pop("liveness")), Probe(**spec.pop("readiness"))
+    return Deployment(spec=Serving(**spec, liveness=liveness, readiness=readiness), **doc)

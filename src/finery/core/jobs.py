@@ -107,9 +107,7 @@ class Command:
     shm_size: str = ""
     timeout: float | None = None  # seconds
     deterministic: bool = False
-    optional: tuple[
-        str, ...
-    ] = ()  # inputs that may be unset: `$[[…]]` around them drops out
+    optional: tuple[str, ...] = ()  # inputs that may be unset: `$[[…]]` around them drops out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,9 +117,7 @@ class Step:
     component: str  # a reference to a component
     inputs: dict[str, Input] = field(default_factory=dict)
     outputs: dict[str, str] = field(default_factory=dict)  # ours -> the pipeline's
-    registered: dict[str, Output] = field(
-        default_factory=dict
-    )  # ours -> how it is kept
+    registered: dict[str, Output] = field(default_factory=dict)  # ours -> how it is kept
     compute: str = ""  # a name or a binding
     ranks: str = ""  # a number or a binding; empty: the component's own
     nodes: str = ""
@@ -154,9 +150,7 @@ class Job:
     status: str = "queued"
     error: dict[str, Any] | None = None  # message, target
     warnings: list[str] = field(default_factory=list)
-    outputs: dict[str, str] = field(
-        default_factory=dict
-    )  # name -> where it lies, as a location
+    outputs: dict[str, str] = field(default_factory=dict)  # name -> where it lies, as a location
     compute: str = ""
     experiment: str = "Default"
     display_name: str = ""
@@ -174,9 +168,7 @@ class Job:
     created_at: datetime = field(default_factory=ids.now)
     started_at: datetime | None = None
     ended_at: datetime | None = None
-    extras: dict[str, Any] = field(
-        default_factory=dict
-    )  # the door's; the core never reads it
+    extras: dict[str, Any] = field(default_factory=dict)  # the door's; the core never reads it
 
     @property
     def kind(self) -> str:
@@ -197,9 +189,7 @@ class Event:
 def create(store: Store, job: Job) -> Job:
     """Put a new job in the queue."""
     ids.name(job.name)
-    job = replace(
-        job, root=job.root or job.name, display_name=job.display_name or job.name
-    )
+    job = replace(job, root=job.root or job.name, display_name=job.display_name or job.name)
     with store.transaction() as connection:
         if find(store, job.name) is not None:
             raise AlreadyExists(f"job {job.name!r} exists", target=job.name)
@@ -232,11 +222,7 @@ def list(
 ) -> Page[Job]:
     """Return a workspace's jobs, newest first: the topmost ones, or a parent's children."""
     query = select(JOBS).where(JOBS.c.workspace == workspace)
-    query = (
-        query.where(JOBS.c.parent == parent)
-        if parent
-        else query.where(JOBS.c.parent.is_(None))
-    )
+    query = query.where(JOBS.c.parent == parent) if parent else query.where(JOBS.c.parent.is_(None))
     if archived is not None:
         query = query.where(JOBS.c.archived == archived)
     if status is not None:
@@ -293,18 +279,14 @@ def move(
     now = now or ids.now()
     with store.transaction() as connection:
         current = get(store, job.name)
-        moved = replace(
-            current, status=status.move(status.JOB, current.status, to), **changed
-        )
+        moved = replace(current, status=status.move(status.JOB, current.status, to), **changed)
         if error:
             moved = replace(moved, error={"message": error, "target": target})
         if to == "running":
             moved = replace(moved, started_at=now)
         if moved.final:
             moved = replace(moved, ended_at=now, started_at=moved.started_at or now)
-        connection.execute(
-            update_rows(JOBS).where(JOBS.c.name == job.name).values(**_row(moved))
-        )
+        connection.execute(update_rows(JOBS).where(JOBS.c.name == job.name).values(**_row(moved)))
         _event(store, moved, error, now=now)
     return moved
 
@@ -314,9 +296,7 @@ def update(store: Store, name: str, **changed: Any) -> Job:
     assert "status" not in changed
     with store.transaction() as connection:
         updated = replace(get(store, name), **changed)
-        connection.execute(
-            update_rows(JOBS).where(JOBS.c.name == name).values(**_row(updated))
-        )
+        connection.execute(update_rows(JOBS).where(JOBS.c.name == name).values(**_row(updated)))
     return updated
 
 
@@ -341,15 +321,8 @@ def cancel(store: Store, name: str) -> Job:
 
 
 def events(store: Store, name: str) -> Sequence[Event]:
-    query = (
-        select(EVENTS)
-        .where(EVENTS.c.kind == "job", EVENTS.c.id == name)
-        .order_by(EVENTS.c.seq)
-    )
-    return [
-        Event(at=row.at, status=row.status, reason=row.reason)
-        for row in store.rows(query)
-    ]
+    query = select(EVENTS).where(EVENTS.c.kind == "job", EVENTS.c.id == name).order_by(EVENTS.c.seq)
+    return [Event(at=row.at, status=row.status, reason=row.reason) for row in store.rows(query)]
 
 
 def _event(store: Store, job: Job, reason: str, *, now: datetime | None = None) -> None:

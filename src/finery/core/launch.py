@@ -152,9 +152,7 @@ def _recipe(line: str, interpreter: Path) -> list[str] | None:
     return None
 
 
-def _input(
-    store: Store, files: Files, place: Folder, job: Job, name: str, value: Input
-) -> str:
+def _input(store: Store, files: Files, place: Folder, job: Job, name: str, value: Input) -> str:
     if value.type == LITERAL or ":" not in value.value:
         return value.value
     scope, location = references.location(store, value.value)
@@ -170,7 +168,10 @@ def _fetched(place: Folder, name: str, address: str) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f".{target.name}.part")
         try:
-            with urllib.request.urlopen(address, timeout=60) as answer, part.open("wb") as file:
+            with (
+                urllib.request.urlopen(address, timeout=60) as answer,
+                part.open("wb") as file,
+            ):
                 shutil.copyfileobj(answer, file)
         except OSError as exc:
             raise Unavailable(f"input {name!r}: {address} cannot be fetched: {exc}") from exc

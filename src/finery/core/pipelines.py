@@ -179,9 +179,7 @@ def _own(text: str, bound: Mapping[str, Input], default: int) -> int:
     return int(found) if found else default
 
 
-def _command(
-    pipeline: Pipeline, step: Step, component: Asset, bound: dict[str, Input]
-) -> Command:
+def _command(pipeline: Pipeline, step: Step, component: Asset, bound: dict[str, Input]) -> Command:
     spec = component.spec
     optional = tuple(name for name, port in spec["inputs"].items() if port["optional"])
     return Command(

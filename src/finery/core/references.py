@@ -64,9 +64,7 @@ def _of_job(job: Job, rest: str) -> str:
         return artifacts(job.name, str(PurePosixPath(below)))
     if name not in job.spec.outputs:
         known = ", ".join(job.spec.outputs) or "none"
-        raise NotFound(
-            f"job {job.name!r} has no output {name!r} (it has: {known})", target=name
-        )
+        raise NotFound(f"job {job.name!r} has no output {name!r} (it has: {known})", target=name)
     if name not in job.outputs:
         raise Conflict(f"job {job.name!r} has not made its output {name!r} yet", target=name)
     return job.outputs[name] + (f"/{PurePosixPath(below)}" if below else "")

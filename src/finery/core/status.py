@@ -9,9 +9,7 @@ from __future__ import annotations
 
 from finery.core.errors import Conflict
 
-Machine = dict[
-    str, frozenset[str]
-]  # status -> statuses that may follow; none means final
+Machine = dict[str, frozenset[str]]  # status -> statuses that may follow; none means final
 
 
 def _machine(**edges: str) -> Machine:

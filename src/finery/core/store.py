@@ -50,9 +50,7 @@ class When(TypeDecorator[datetime]):
     def process_bind_param(self, value: datetime | None, dialect: Any) -> float | None:
         return None if value is None else value.timestamp()
 
-    def process_result_value(
-        self, value: float | None, dialect: Any
-    ) -> datetime | None:
+    def process_result_value(self, value: float | None, dialect: Any) -> datetime | None:
         return None if value is None else datetime.fromtimestamp(value, UTC)
 
 
@@ -82,12 +80,8 @@ class Store:
         self.url = make_url(url)
         self.sqlite = self.url.get_backend_name() == "sqlite"
         self._turn = threading.RLock()
-        self._current: ContextVar[Connection | None] = ContextVar(
-            "connection", default=None
-        )
-        self._engine = create_engine(
-            self.url, json_serializer=_dump, pool_size=16, max_overflow=48
-        )
+        self._current: ContextVar[Connection | None] = ContextVar("connection", default=None)
+        self._engine = create_engine(self.url, json_serializer=_dump, pool_size=16, max_overflow=48)
         if self.sqlite:
             event.listen(self._engine, "connect", _set_up_sqlite)
         self._reader = self._engine.execution_options(isolation_level="AUTOCOMMIT")
@@ -155,9 +149,7 @@ class Store:
         with self.reading() as connection:
             if not inspect(connection).has_table("alembic_version"):
                 return None
-            return connection.execute(
-                text("select version_num from alembic_version")
-            ).scalar()
+            return connection.execute(text("select version_num from alembic_version")).scalar()
 
     def close(self) -> None:
         self._engine.dispose()
@@ -179,9 +171,7 @@ def _dump(value: Any) -> str:
 
 
 def _set_up_sqlite(connection: Any, _: Any) -> None:
-    connection.isolation_level = (
-        None  # we say BEGIN ourselves: the driver's guess is too late
-    )
+    connection.isolation_level = None  # we say BEGIN ourselves: the driver's guess is too late
     cursor = connection.cursor()
     cursor.execute("pragma journal_mode=wal")
     cursor.execute("pragma synchronous=normal")

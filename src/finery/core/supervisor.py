@@ -72,9 +72,7 @@ class Supervisor:
         while not self._over.is_set():
             try:
                 busy = self.tick()
-            except (
-                Exception
-            ):  # the database may be locked or full: look again, never give up
+            except Exception:  # the database may be locked or full: look again, never give up
                 logger.exception("a tick failed")
                 busy = False
             self._wake.wait(_BUSY_PAUSE if busy else _IDLE_PAUSE)
@@ -125,17 +123,9 @@ class Supervisor:
         """Return what of the machine the job gets, or None while it has to wait."""
         if isinstance(job.spec, Pipeline):
             return {}
-        target = (
-            compute.find(self.store, job.workspace, job.compute)
-            if job.compute
-            else None
-        )
+        target = compute.find(self.store, job.workspace, job.compute) if job.compute else None
         running = [other for other in active if isinstance(other.spec, Command)]
-        here = [
-            o
-            for o in running
-            if (o.workspace, o.compute) == (job.workspace, job.compute)
-        ]
+        here = [o for o in running if (o.workspace, o.compute) == (job.workspace, job.compute)]
         most = target.max_instances if target else capacity.cpus
         if len(here) >= most or len(running) >= max(capacity.cpus, 1):
             return None
@@ -160,9 +150,7 @@ class Supervisor:
             pass  # someone moved it since we looked; the next tick looks again
         except Failure as exc:
             self._fail(job, str(exc), target=exc.target)
-        except (
-            OSError
-        ) as exc:  # a full disk, most likely: said on the job, not only in the log
+        except OSError as exc:  # a full disk, most likely: said on the job, not only in the log
             logger.exception("job %s: step from %r failed", job.name, job.status)
             self._fail(job, f"{exc.strerror or exc}: {exc.filename or self.home}")
         except Exception as exc:  # one job's trouble must not stop the others
@@ -197,22 +185,17 @@ class Supervisor:
         for name, value in values.items():
             log.write(f"input {name}: {value}")
         log.write(f"command: {line}")
+        assert isinstance(job.spec, Command)
         env = {**self.tracking.open(job), **job.spec.env}
         process = launch.process(job, place, line, interpreter=interpreter, env=env)
         self.engine.start(process)
-        log.write(
-            f"started as process {process.id}, {process.ranks} rank(s), gpus {process.gpus}"
-        )
+        log.write(f"started as process {process.id}, {process.ranks} rank(s), gpus {process.gpus}")
         jobs.move(self.store, job, "running", outputs=locations)
 
     def _shortfalls(self, job: Job) -> list[str]:
         """Say what the job was promised and this machine does not have."""
         assert isinstance(job.spec, Command)
-        target = (
-            compute.find(self.store, job.workspace, job.compute)
-            if job.compute
-            else None
-        )
+        target = compute.find(self.store, job.workspace, job.compute) if job.compute else None
         capacity, found = self.engine.capacity(), []
         if target is not None and target.gpus > capacity.gpus:
             found.append(
@@ -230,25 +213,17 @@ class Supervisor:
     def _watch(self, job: Job) -> None:
         report = self.engine.report(launch.process_id(job))
         if report.state == "unknown":
-            return self._fail(
-                job, "the process was lost: the engine knows nothing of it"
-            )
+            return self._fail(job, "the process was lost: the engine knows nothing of it")
         if report.state != "exited":
             return None
         if report.timed_out:
             assert isinstance(job.spec, Command)
-            return self._fail(
-                job, f"it ran past its limit of {job.spec.timeout:g} s and was ended"
-            )
+            return self._fail(job, f"it ran past its limit of {job.spec.timeout:g} s and was ended")
         if report.exit_code is None:
-            return self._fail(
-                job, "the process was lost: its keeper or the machine was stopped"
-            )
+            return self._fail(job, "the process was lost: its keeper or the machine was stopped")
         if report.exit_code:
             said = self._last_words(job)
-            return self._fail(
-                job, f"the command ended with exit status {report.exit_code}{said}"
-            )
+            return self._fail(job, f"the command ended with exit status {report.exit_code}{said}")
         jobs.move(self.store, job, "finalizing")
         self._wake.set()
         return None
@@ -319,6 +294,7 @@ class Supervisor:
     # -- pipelines ---------------------------------------------------------------------
 
     def _open(self, job: Job) -> None:
+        self.engine.warm_up()
         self.tracking.open(job)
         jobs.move(self.store, job, "running")
         self._wake.set()
@@ -349,16 +325,12 @@ class Supervisor:
             )
             jobs.create(self.store, child)
             if old:
-                jobs.move(
-                    self.store, child, "completed", outputs=old.outputs, reused=old.name
-                )
+                jobs.move(self.store, child, "completed", outputs=old.outputs, reused=old.name)
         self._wake.set()
 
     def _cancel_children(self, job: Job) -> bool:
         """Cancel what still runs below a pipeline; say whether anything does."""
-        left = [
-            child for child in jobs.children(self.store, job.name) if not child.final
-        ]
+        left = [child for child in jobs.children(self.store, job.name) if not child.final]
         for child in left:
             if child.status != "cancelling" and status.JOB[child.status]:
                 jobs.cancel(self.store, child.name)

@@ -55,7 +55,12 @@ class Upkeep:
         kind: Callable[[Path], str],
     ) -> None:
         self.store, self.files, self.home = store, files, home
-        self.engine, self.keys, self.interpreter, self.kind = engine, keys, interpreter, kind
+        self.engine, self.keys, self.interpreter, self.kind = (
+            engine,
+            keys,
+            interpreter,
+            kind,
+        )
         self._watches: dict[str, Watch] = {}
 
     def tick(self) -> bool:
@@ -89,7 +94,9 @@ class Upkeep:
             if report.state == "unknown":
                 self._start(deployment, instance)
             if report.state == "exited":
-                raise Failure(f"instance {instance} ended before it answered{self._why(deployment, instance)}")
+                raise Failure(
+                    f"instance {instance} ended before it answered{self._why(deployment, instance)}"
+                )
         ready = {
             deployment.process(instance): report.address
             for instance, report in reports.items()
@@ -128,7 +135,9 @@ class Upkeep:
                 restarts[str(instance)] = restarts.get(str(instance), 0) + 1
                 logger.warning("deployment %s: instance %s is replaced", deployment.name, instance)
             if any(count > _MOST_RESTARTS for count in restarts.values()):
-                raise Failure(f"an instance fell {_MOST_RESTARTS} times{self._why(deployment, fallen[0])}")
+                raise Failure(
+                    f"an instance fell {_MOST_RESTARTS} times{self._why(deployment, fallen[0])}"
+                )
             deployment = endpoints.place(self.store, deployment, addresses=ready, restarts=restarts)
         if not ready and deployment.status == "ready":
             endpoints.move(self.store, deployment, "unhealthy", reason="no instance answers")
@@ -145,7 +154,9 @@ class Upkeep:
             watch.busy = True
             watch.next = time.monotonic() + probe.period
             address = f"{report.address}/health"
-            threading.Thread(target=_probe, args=(watch, address, probe.timeout), daemon=True).start()
+            threading.Thread(
+                target=_probe, args=(watch, address, probe.timeout), daemon=True
+            ).start()
         return watch.failures >= probe.failure_threshold
 
     def _start(self, deployment: Deployment, instance: int) -> None:
@@ -157,7 +168,12 @@ class Upkeep:
         (place / "serve.json").write_text(json.dumps(document, indent=1))
         environment = assets.by_ref(self.store, spec.environment) if spec.environment else None
         interpreter = self.interpreter(environment)
-        command = [str(interpreter), "-m", "finery.serving.host", str(place / "serve.json")]
+        command = [
+            str(interpreter),
+            "-m",
+            "finery.serving.host",
+            str(place / "serve.json"),
+        ]
         env = {
             **spec.env,
             "FINERY_SERVING_SECRET": self.keys.derived("serving", id),
@@ -185,7 +201,12 @@ class Upkeep:
         if spec.script:
             code = references.path(self.store, self.files, deployment.workspace, spec.code)
             shutil.copytree(code, place / "code", dirs_exist_ok=True)
-            return {**document, "kind": "script", "code": str(place / "code"), "script": spec.script}
+            return {
+                **document,
+                "kind": "script",
+                "code": str(place / "code"),
+                "script": spec.script,
+            }
         if model is None:
             raise Failure("a deployment needs a model, or code with a scoring script")
         kind = self.kind(model)
@@ -216,7 +237,12 @@ class Upkeep:
         if deployment.status == "ready":
             deployment = endpoints.move(self.store, deployment, "unhealthy", reason=why)
         endpoints.move(
-            self.store, deployment, "failed", reason=why, error=error, addresses=reachable
+            self.store,
+            deployment,
+            "failed",
+            reason=why,
+            error=error,
+            addresses=reachable,
         )
 
     def _reports(self, deployment: Deployment) -> dict[int, Report]:

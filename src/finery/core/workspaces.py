@@ -86,9 +86,7 @@ class Caller:
     def need(self, workspace: str) -> None:
         """Raise `Forbidden` unless this caller may act in that workspace."""
         if self.workspace not in (None, workspace):
-            raise Forbidden(
-                "this credential is for another workspace", target=workspace
-            )
+            raise Forbidden("this credential is for another workspace", target=workspace)
 
     def need_administrator(self) -> None:
         if self.role != "administrator":
@@ -105,20 +103,14 @@ def create(store: Store, workspace: Workspace) -> Workspace:
         with store.transaction() as connection:
             connection.execute(insert(WORKSPACES).values(**row))
     except IntegrityError as exc:
-        raise AlreadyExists(
-            f"workspace {workspace.name!r} exists", target=workspace.name
-        ) from exc
+        raise AlreadyExists(f"workspace {workspace.name!r} exists", target=workspace.name) from exc
     return workspace
 
 
 def get(store: Store, subscription: str, group: str, name: str) -> Workspace:
-    row = store.row(
-        select(WORKSPACES).where(WORKSPACES.c.key == _key(subscription, group, name))
-    )
+    row = store.row(select(WORKSPACES).where(WORKSPACES.c.key == _key(subscription, group, name)))
     if row is None:
-        raise NotFound(
-            f"no workspace {name!r} in resource group {group!r}", target=name
-        )
+        raise NotFound(f"no workspace {name!r} in resource group {group!r}", target=name)
     return _workspace(row)
 
 
@@ -142,22 +134,17 @@ def list(
         query = query.where(WORKSPACES.c.group == group)
     query = query.where(WORKSPACES.c.seq > int(after or 0)).order_by(WORKSPACES.c.seq)
     rows = store.rows(query.limit(limit + 1))
-    return page(
-        [_workspace(row) for row in rows], limit, [str(row.seq) for row in rows]
-    )
+    return page([_workspace(row) for row in rows], limit, [str(row.seq) for row in rows])
 
 
 def update(store: Store, workspace: Workspace) -> Workspace:
     """Write down what may change of a workspace: its texts, tags and extras."""
     changed = {
-        name: getattr(workspace, name)
-        for name in ("display_name", "description", "tags", "extras")
+        name: getattr(workspace, name) for name in ("display_name", "description", "tags", "extras")
     }
     with store.transaction() as connection:
         connection.execute(
-            update_rows(WORKSPACES)
-            .where(WORKSPACES.c.id == workspace.id)
-            .values(**changed)
+            update_rows(WORKSPACES).where(WORKSPACES.c.id == workspace.id).values(**changed)
         )
     return workspace
 
@@ -180,9 +167,7 @@ class Keys:
         self.admin = _kept(home / "admin.key")
         self._signing = _kept(home / "signing.key").encode()
 
-    def mint(
-        self, caller: Caller, *, audience: str, seconds: int, now: datetime
-    ) -> str:
+    def mint(self, caller: Caller, *, audience: str, seconds: int, now: datetime) -> str:
         """Return a signed token (a JWT, HS256) for `caller` that ends in `seconds`."""
         start = int(now.timestamp())
         claims = {
@@ -206,9 +191,7 @@ class Keys:
     def caller(self, credential: str | None, *, now: datetime) -> Caller:
         """Say who shows `credential`, or raise `Unauthenticated`."""
         if not credential:
-            raise Unauthenticated(
-                "no credential came with the request: send a key or a token"
-            )
+            raise Unauthenticated("no credential came with the request: send a key or a token")
         if hmac.compare_digest(credential.encode(), self.admin.encode()):
             return Caller(name="administrator")
         text, _, signature = credential.rpartition(".")
@@ -217,9 +200,7 @@ class Keys:
         claims = json.loads(_unb64(text.split(".")[1]))
         if claims["exp"] <= now.timestamp():
             raise Unauthenticated("the token has expired: ask for a new one")
-        return Caller(
-            name=claims["sub"], role=claims["role"], workspace=claims["workspace"]
-        )
+        return Caller(name=claims["sub"], role=claims["role"], workspace=claims["workspace"])
 
     def digest(self, text: str) -> bytes:
         """Return the signature (HMAC-SHA256, 32 bytes) of `text` under the server's own key."""
@@ -235,9 +216,7 @@ def _kept(path: Path) -> str:
     if not path.exists():
         part = path.with_suffix(".part")
         part.unlink(missing_ok=True)
-        with os.fdopen(
-            os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w"
-        ) as file:
+        with os.fdopen(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
             file.write(ids.secret())
         part.rename(path)
     return path.read_text().strip()

@@ -60,11 +60,7 @@ class House:
 def bearer(request: Request) -> str | None:
     """Return the credential of the Authorization header, with or without its `Bearer`."""
     header = request.headers.get("authorization", "")
-    return (
-        header[7:].strip()
-        if header[:7].lower() == "bearer "
-        else header.strip() or None
-    )
+    return header[7:].strip() if header[:7].lower() == "bearer " else header.strip() or None
 
 
 def caller(house: House, credential: str | None) -> Caller:
@@ -96,7 +92,10 @@ class Access:
                 status = message["status"]
                 names = {name.lower() for name, _ in message["headers"]}
                 if b"x-ms-request-id" not in names:
-                    message["headers"] = [*message["headers"], (b"x-ms-request-id", id.encode())]
+                    message["headers"] = [
+                        *message["headers"],
+                        (b"x-ms-request-id", id.encode()),
+                    ]
             await send(message)
 
         try:

@@ -11,10 +11,7 @@ from alembic.script import ScriptDirectory
 
 
 def known() -> set[str]:
-    return {
-        script.revision
-        for script in ScriptDirectory.from_config(_config()).walk_revisions()
-    }
+    return {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
 
 
 def upgrade(engine: Any) -> None:
