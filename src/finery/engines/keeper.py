@@ -38,12 +38,15 @@ HEEDED = {signal.SIGCHLD, signal.SIGTERM}
 BLOCKED = HEEDED | {signal.SIGINT, signal.SIGHUP}
 # What a server may have set otherwise, and a process expects as it was.
 DEFAULTS = [signal.SIGPIPE, signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGCHLD]
+FILES = 65536  # more than anyone has open
 RESERVED = 4096  # bytes kept for exit.json, so that a full disk does not swallow the end
-GUARD = 'read -r word || kill -9 -- "$@"'  # end of file: the keeper is dead
+GUARD = 'read -r word || kill -s KILL -- "$@"'  # end of file: the keeper is dead
 
 
 def main() -> None:
-    keep(os.path.abspath(sys.argv[1]))
+    directory = os.path.abspath(sys.argv[1])
+    os.closerange(3, FILES)  # what the server left open is none of ours
+    keep(directory)
 
 
 def keep(directory: str, launch: Launch | None = None) -> None:
@@ -58,7 +61,7 @@ def keep(directory: str, launch: Launch | None = None) -> None:
     lock = claim(directory)
     if lock is None:
         return
-    keeper = Keeper(directory, launch or execute)
+    keeper = Keeper(directory, launch or execute, lock)
     try:
         keeper.begin()
         keeper.watch()
@@ -95,9 +98,10 @@ def claim(directory: str) -> int | None:
 class Keeper:
     """The ranks of one process, from their start to their end."""
 
-    def __init__(self, directory: str, launch: Launch) -> None:
+    def __init__(self, directory: str, launch: Launch, lock: int) -> None:
         self.directory = directory
         self.launch = launch
+        self.lock = lock
         with open(f"{directory}/process.json") as file:
             self.asked: dict[str, Any] = json.load(file)
         self.ranks: dict[int, int] = {}  # pid -> rank, of those that run
@@ -156,6 +160,8 @@ class Keeper:
         nothing = os.open(os.devnull, os.O_RDONLY)
         for target, file in enumerate((nothing, log, log)):
             os.dup2(file, target)
+        for file in (log, nothing, self.lock):
+            os.close(file)  # one that is forked warm does not execute, which would close them
         if self.group:
             write(f"{self.group}/cgroup.procs", "0")
         write("/proc/self/oom_score_adj", "500", missing_ok=True)  # rather us than the server

@@ -72,9 +72,7 @@ class LocalEngine:
         )
 
     def capacity(self) -> Capacity:
-        return Capacity(
-            cpus=machine.cpus(), memory=machine.memory(), gpus=len(self._devices)
-        )
+        return Capacity(cpus=machine.cpus(), memory=machine.memory(), gpus=len(self._devices))
 
     def start(self, process: Process) -> None:
         directory = self._directory(process.id)

@@ -154,6 +154,7 @@ def fixed(env: Mapping[str, str]) -> dict[str, str]:
 
 def main(argv: list[str]) -> None:
     stack, idle = argv
+    os.closerange(CHANNEL + 1, keeper.FILES)  # what the server left open is none of ours
     channel = socket.socket(fileno=CHANNEL)
     for words in stack.split(","):
         load(*words.split(":"))
@@ -260,7 +261,8 @@ def run(module: str) -> int:
         return 128 + signal.SIGINT
     except BaseException as error:
         trace = error.__traceback__
-        sys.excepthook(type(error), error, trace.tb_next if trace else None)
+        error.__traceback__ = trace.tb_next if trace else None  # without this function
+        sys.excepthook(type(error), error, error.__traceback__)
         return 1
     return 0
 
