@@ -55,7 +55,9 @@ def report(found: dict[str, list[dict[str, Any]]], *, as_json: bool) -> None:
     }
     peak = max(
         abs(a - b) / a
-        for a, b in zip(found["trl_default"][0]["losses"], found["finery"][0]["losses"], strict=True)
+        for a, b in zip(
+            found["trl_default"][0]["losses"], found["finery"][0]["losses"], strict=True
+        )
     )
     ratios = {name: speeds["finery"] / speed for name, speed in speeds.items()}
     if as_json:

@@ -40,7 +40,8 @@ class ChatModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         self.model = model.to(device).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(str(folder))
 
-    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> Any:
+    # Types here would be a schema to MLflow, and not one it takes.
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         """A data frame with one `output` for each conversation.
 
         Taken are a list of messages, a list of such lists, {"input_string": either,

@@ -61,18 +61,16 @@ def _convert(folder: Path, target: Path, given: Spec) -> None:
     import mlflow.pyfunc
     import yaml
 
-    from finery.recipes import folders as files
-
     adapter = (folder / checkpoint.ADAPTER).is_file()
     skip = [path.name for path in folder.glob("checkpoint-*")]
-    told = files.read_json(folder / "finetune_args.json")
+    told = folders.read_json(folder / "finetune_args.json")
     made = target / "mlflow"
     with tempfile.TemporaryDirectory() as scratch:
         # MLflow copies artifacts; it gets the small configuration, the weights are linked after.
         sketch = Path(scratch) / "model"
         sketch.mkdir()
         name = checkpoint.ADAPTER if adapter else "config.json"
-        files.link(folder / name, sketch / name)
+        folders.link(folder / name, sketch / name)
         mlflow.pyfunc.save_model(
             path=str(made),
             python_model=str(Path(__file__).with_name("chat_model.py")),
@@ -87,18 +85,22 @@ def _convert(folder: Path, target: Path, given: Spec) -> None:
         )
     inside = made / "artifacts" / "model"
     (inside / name).unlink()
-    files.link_tree(folder, inside, skip=tuple(skip))
+    folders.link_tree(folder, inside, skip=tuple(skip))
     if adapter and not (inside / "base").is_dir():
         base = checkpoint.base(folder)
         base = checkpoint.find(base) if isinstance(base, Path) else checkpoint.download(base)
-        files.link_tree(base, inside / "base")
+        folders.link_tree(base, inside / "base")
     manifest = made / "MLmodel"
     document = yaml.safe_load(manifest.read_text(encoding="utf-8"))
+    flavor = document["flavors"]["python_function"]
+    # MLflow notes where this machine keeps its sources; the model must read the same everywhere.
+    flavor["model_code_path"] = Path(flavor["model_code_path"]).name
+    flavor["artifacts"]["model"]["uri"] = flavor["artifacts"]["model"]["path"]
     document[SIZE] = _size(made)
     manifest.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
     licence = folder / "LICENSE"
     if licence.is_file():
-        files.link(licence, made / "LICENSE")
+        folders.link(licence, made / "LICENSE")
     for path in made.iterdir():
         os.replace(path, target / path.name)
     made.rmdir()

@@ -19,8 +19,15 @@ from finery.recipes import conversations, folders, scores, spec
 from finery.recipes.metrics import Reporter
 from finery.recipes.spec import Failed, flag
 
-TABLE = ("loss", "token_accuracy", "exact_match", "rouge1", "rouge2", "rougeL", "rougeLsum")
-TABLE += ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "general_loss", "general_token_accuracy")
+TABLE = (
+    "loss",
+    "token_accuracy",
+    "exact_match",
+    *scores.ROUGES,
+    *scores.BLEUS,
+    "general_loss",
+    "general_token_accuracy",
+)
 LOSS_BATCH = 16
 
 
@@ -59,8 +66,8 @@ def work(given: Spec) -> None:
     """Scores both models, writes and prints the table, and logs it."""
     import transformers
 
-    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     given = configured(given)
     merge = _merges_system(given.base_model)
     cases = read_cases(test_rows(given), limit=given.max_rows, merge_system=merge)
@@ -89,7 +96,7 @@ def configured(given: Spec) -> Spec:
             extra.update(json.loads(given.evaluation_config_params))
         except (ValueError, TypeError) as error:
             raise Failed(f"--evaluation_config_params: is not a JSON object ({error})") from error
-    known = {
+    known: dict[str, Any] = {
         name: extra[name] for name in ("max_new_tokens", "max_rows", "batch_size") if name in extra
     }
     ignored = sorted(set(extra) - set(known))

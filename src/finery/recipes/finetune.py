@@ -124,7 +124,7 @@ def _rows(given: Spec) -> tuple[Any, Any]:
     """Training rows, and validation rows where evaluation is wanted; mapped, not loaded."""
     from datasets import Dataset
 
-    found = []
+    found: list[Any] = []
     for split in ("train", "validation"):
         path = given.preprocess_output / f"{split}.arrow"
         if not path.is_file():

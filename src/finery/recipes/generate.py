@@ -69,7 +69,7 @@ def generate(
 
 
 def stops(model: Any, tokenizer: Any) -> list[int]:
-    """The tokens that end an answer: the model's, the tokenizer's, and the template's end of turn."""
+    """What ends an answer: the model's tokens, the tokenizer's, and the template's end of turn."""
     given = model.generation_config.eos_token_id
     found = [given] if isinstance(given, int) else list(given or [])
     if tokenizer.eos_token_id is not None:

@@ -105,7 +105,7 @@ def attend(
     bounds = cu_seq_lens_q.tolist()
     lengths = [end - start for start, end in zip(bounds, bounds[1:], strict=False)]
     parts = zip(
-        query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True
+        *(torch.split_with_sizes(whole, lengths, 2) for whole in (query, key, value)), strict=True
     )
     done = [_segment(q, k, v, scaling, dropout, sliding_window) for q, k, v in parts]
     return torch.cat(done, 2).transpose(1, 2).contiguous(), None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 ROUGES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+BLEUS = ("bleu_1", "bleu_2", "bleu_3", "bleu_4")
 
 
 def texts(answers: Sequence[str], references: Sequence[str]) -> dict[str, float]:
@@ -39,11 +40,11 @@ def bleu(answers: Sequence[str], references: Sequence[str]) -> dict[str, float]:
     from sacrebleu.metrics.bleu import BLEU
 
     return {
-        f"bleu_{order}": float(
+        name: float(
             BLEU(max_ngram_order=order, force=True)
             .corpus_score(list(answers), [list(references)])
             .score
         )
         / 100
-        for order in (1, 2, 3, 4)
+        for order, name in enumerate(BLEUS, 1)
     }

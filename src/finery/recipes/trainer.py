@@ -129,13 +129,14 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
     def speed(self) -> float:
         """Tokens trained per second, evaluations not counted."""
         spent = time.perf_counter() - self.began - self.pause_seconds
-        return self.tokens_seen * self.accelerator.num_processes / max(spent, 1e-6)
+        return float(self.tokens_seen * self.accelerator.num_processes / max(spent, 1e-6))
 
     def seconds_left(self) -> float:
         """From the pace so far, evaluations included."""
         done = self.state.global_step - self.resumed_step
         spent = time.perf_counter() - self.began
-        return spent / max(1, done) * max(0, self.state.max_steps - self.state.global_step)
+        left = max(0, self.state.max_steps - self.state.global_step)
+        return float(spent / max(1, done) * left)
 
     def _logs_next(self) -> bool:
         """Whether the step being computed is one after which the trainer logs."""
