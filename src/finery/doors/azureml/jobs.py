@@ -1,0 +1,304 @@
+"""Jobs: submit, get, list, cancel, archive, restore; what every kind of job has in common.
+
+What only one kind has is in `commands.py` and `pipelines.py`; the runs, logs
+and children that `jobs.stream` and `jobs.download` ask for are in `history.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Annotated, Any
+
+import fastapi
+from fastapi import APIRouter, Depends, Request, Response
+
+from finery.core import jobs, references as core_references, submission
+from finery.core.errors import AlreadyExists, NotFound, NotSupported
+from finery.core.jobs import Command, Job
+from finery.core.workspaces import Caller, Workspace
+from finery.doors.azureml import commands, operations, pipelines, ports, references, wire
+from finery.doors.http import House
+
+Body = Annotated[dict[str, Any], fastapi.Body()]
+
+PATH = f"{wire.WORKSPACE}/jobs"
+KINDS = {"command": "Command", "pipeline": "Pipeline"}
+_COMMON = (
+    "jobType",
+    "displayName",
+    "description",
+    "tags",
+    "properties",
+    "experimentName",
+    "computeId",
+    "isArchived",
+    "services",
+    "identity",
+    "queueSettings",
+    "notificationSetting",
+    "status",  # only ever answered
+)
+_ECHOED = ("identity", "queueSettings", "notificationSetting")
+_OURS = ("finery.", "azureml.isreused", "azureml.reusedrunid")  # properties that we answer
+
+
+def router(house: House) -> APIRouter:
+    """Return the routes of jobs."""
+    routes = wire.router()
+    need = Depends(wire.need(house))
+
+    @routes.put(f"{PATH}/{{name}}")
+    def submit(request: Request, name: str, body: Body, caller: Caller = need) -> Response:
+        return _put(house, request, name, caller, body)
+
+    @routes.get(f"{PATH}/{{name}}")
+    def get(request: Request, name: str, caller: Caller = need) -> Response:
+        workspace = wire.room(house, request, caller)
+        return wire.answer(job_out(house, workspace, _get(house, workspace, name)))
+
+    @routes.get(PATH)
+    def list(request: Request, caller: Caller = need) -> Response:
+        return _list(house, request, wire.room(house, request, caller))
+
+    @routes.patch(f"{PATH}/{{name}}")
+    def change(request: Request, name: str, body: Body, caller: Caller = need) -> Response:
+        return _patch(house, request, name, caller, body)
+
+    @routes.post(f"{PATH}/{{name}}/cancel")
+    def cancel(request: Request, name: str, caller: Caller = need) -> Response:
+        job = _get(house, wire.room(house, request, caller), name)
+        cancelled = jobs.cancel(house.store, job.name)
+        house.wake()
+        return _until_final(request, cancelled)
+
+    @routes.get(f"{PATH}/{{name}}/operations/cancel")
+    def cancelling(request: Request, name: str, caller: Caller = need) -> Response:
+        return _until_final(request, _get(house, wire.room(house, request, caller), name))
+
+    @routes.delete(f"{PATH}/{{name}}")
+    def delete(request: Request, name: str, caller: Caller = need) -> Response:
+        _get(house, wire.room(house, request, caller), name)
+        raise NotSupported("a job cannot be deleted here: archive it instead", target=name)
+
+    return routes
+
+
+def job_in(
+    house: House, workspace: Workspace, name: str, body: Mapping[str, Any], *, by: str = ""
+) -> Job:
+    """Return the job that a PUT asks for.  Raises where it names what is not there."""
+    props = wire.properties(body, "job")
+    kind = _kind_in(props)
+    own = commands.FIELDS if kind == "command" else pipelines.FIELDS
+    wire.refuse_unknown(props, (*_COMMON, *own), "job")
+    pipelines.refuse_services(props.get("services"), "job")
+    read = commands.command_in if kind == "command" else pipelines.pipeline_in
+    spec, extras, warnings = read(house, workspace, name, props)
+    extras |= wire.keep(props, _ECHOED)
+    compute = references.compute_in(props.get("computeId") or "")
+    if compute.lower() == "local":
+        raise NotSupported(
+            "compute 'local' would run on the caller's own machine: name a compute of this "
+            "workspace, or none",
+            target="computeId",
+        )
+    return Job(
+        name=name,
+        workspace=workspace.id,
+        spec=spec,
+        warnings=warnings,
+        compute=compute,
+        experiment=props.get("experimentName") or "Default",
+        display_name=props.get("displayName") or "",
+        description=props.get("description") or "",
+        tags=wire.texts(props.get("tags"), "tags"),
+        properties=wire.texts(props.get("properties"), "properties"),
+        created_by=by,
+        extras=extras,
+    )
+
+
+def job_out(house: House, workspace: Workspace, job: Job) -> dict[str, Any]:
+    """Return a job as Azure writes it."""
+    own = commands.command_out if isinstance(job.spec, Command) else pipelines.pipeline_out
+    return {
+        "id": references.arm_id(workspace, "jobs", job.name),
+        "name": job.name,
+        "type": f"{wire.PROVIDER}/workspaces/jobs",
+        "systemData": wire.system_data(
+            job.created_at,
+            created_by=job.created_by,
+            modified_at=job.ended_at or job.started_at or job.created_at,
+        ),
+        "properties": {
+            **{name: job.extras[name] for name in _ECHOED if name in job.extras},
+            "jobType": KINDS[job.kind],
+            "status": wire.JOB_STATUS[job.status],
+            "displayName": job.display_name,
+            "description": job.description or None,
+            "experimentName": job.experiment,
+            "computeId": pipelines.compute_out(workspace, job.compute),
+            "isArchived": job.archived,
+            "tags": job.tags,
+            "properties": _properties_out(job),
+            "services": services_out(house, workspace, job),
+            "inputs": ports.inputs_out(workspace, job.spec.inputs),
+            "outputs": _outputs_out(workspace, job),
+            "parentJobName": job.parent,
+            **own(workspace, job),
+        },
+    }
+
+
+def services_out(house: House, workspace: Workspace, job: Job) -> dict[str, Any]:
+    """Return where to look at a job.  The SDK puts `&tid=…` behind the studio's address."""
+    page = f"{house.http}/studio/jobs/{job.name}?workspace={workspace.name}"
+    return {
+        "Studio": {"jobServiceType": "Studio", "endpoint": page},
+        "Tracking": {"jobServiceType": "Tracking", "endpoint": f"{house.http}/mlflow"},
+    }
+
+
+def _properties_out(job: Job) -> dict[str, str]:
+    found = dict(job.properties)
+    if job.warnings:
+        found["finery.warnings"] = "\n".join(job.warnings)
+    if job.error:
+        found["finery.error"] = job.error["message"]
+        if job.error.get("target"):
+            found["finery.error_target"] = job.error["target"]
+    if job.reused:
+        found |= {"azureml.isreused": "true", "azureml.reusedrunid": job.reused}
+    return found
+
+
+def _outputs_out(workspace: Workspace, job: Job) -> dict[str, Any]:
+    """Return where a job's outputs are, or will be; `default` is what it leaves in its folder."""
+    artifacts = core_references.artifacts(job.reused or job.name)
+    found: dict[str, Any] = {
+        "default": {
+            "jobOutputType": "uri_folder",
+            "mode": "ReadWriteMount",
+            "uri": references.uri_out(workspace, artifacts) + "/",
+        }
+    }
+    for name, output in job.spec.outputs.items():
+        where = job.outputs.get(name) or output.location
+        if not where and isinstance(job.spec, Command):
+            where = core_references.output(job.name, name)
+        found[name] = ports.output_out(workspace, output, where)
+    return found
+
+
+def _kind_in(props: Mapping[str, Any]) -> str:
+    said = str(props.get("jobType") or "")
+    if said.lower() not in KINDS:
+        raise NotSupported(
+            f"jobs of type {said!r} are not supported here yet; command and pipeline jobs are",
+            target="jobType",
+        )
+    return said.lower()
+
+
+def _put(
+    house: House, request: Request, name: str, caller: Caller, body: dict[str, Any]
+) -> Response:
+    workspace = wire.room(house, request, caller)
+    old = jobs.find(house.store, name)
+    if old is not None:
+        return wire.answer(job_out(house, workspace, _again(house, workspace, old, body)))
+    job = job_in(house, workspace, name, body, by=caller.name)
+    submission.check(house.store, house.files, job)
+    created = jobs.create(house.store, job)
+    house.wake()
+    return wire.answer(job_out(house, workspace, created), status=201)
+
+
+def _again(house: House, workspace: Workspace, old: Job, body: Mapping[str, Any]) -> Job:
+    """Change what may change of a job that was submitted: texts, tags, archive mark."""
+    props = wire.properties(body, "job")
+    same_work = _kind_in(props) == old.kind and (
+        props.get("command") in (None, old.spec.command)
+        if isinstance(old.spec, Command)
+        else set(props.get("jobs") or {}) in (set(), set(old.spec.steps))
+    )
+    if old.workspace != workspace.id or not same_work:
+        raise AlreadyExists(
+            f"job {old.name!r} exists, and what a job does never changes: submit a new one",
+            target=old.name,
+        )
+    return jobs.update(house.store, old.name, **_texts_in(old, props))
+
+
+def _texts_in(old: Job, props: Mapping[str, Any]) -> dict[str, Any]:
+    given = wire.texts(props.get("properties"), "properties")
+    own = {key: value for key, value in given.items() if not key.startswith(_OURS)}
+    changed: dict[str, Any] = {"properties": {**old.properties, **own}}
+    if props.get("tags") is not None:
+        changed["tags"] = wire.texts(props["tags"], "tags")
+    if props.get("displayName") is not None:
+        changed["display_name"] = str(props["displayName"])
+    if props.get("description") is not None:
+        changed["description"] = str(props["description"])
+    if props.get("isArchived") is not None:
+        changed["archived"] = bool(props["isArchived"])
+    return changed
+
+
+def _patch(
+    house: House, request: Request, name: str, caller: Caller, body: dict[str, Any]
+) -> Response:
+    workspace = wire.room(house, request, caller)
+    job = _get(house, workspace, name)
+    props = {**wire.properties({"properties": {}, **body}, "job")}
+    if body.get("tags") is not None:
+        props["tags"] = body["tags"]
+    wire.refuse_unknown(
+        props,
+        ("tags", "properties", "displayName", "description", "isArchived", "jobType"),
+        "job",
+    )
+    if props.get("tags") is not None:
+        props["tags"] = {**job.tags, **wire.texts(props["tags"], "tags")}
+    changed = jobs.update(house.store, name, **_texts_in(job, props))
+    return wire.answer(job_out(house, workspace, changed))
+
+
+def _list(house: House, request: Request, workspace: Workspace) -> Response:
+    asked = request.query_params
+    kind, tag = asked.get("jobType", "").lower(), asked.get("tag", "")
+    page = jobs.list(
+        house.store,
+        workspace.id,
+        archived=wire.archived(request),
+        after=wire.after(request),
+        limit=wire.limit(request),
+    )
+    fitting = [
+        job
+        for job in page.items
+        if (not kind or job.kind == kind) and (not tag or _has_tag(job, tag))
+    ]
+    return wire.page_out(
+        request, replace(page, items=fitting), lambda job: job_out(house, workspace, job)
+    )
+
+
+def _has_tag(job: Job, said: str) -> bool:
+    """Say whether a job has a tag, said as `NAME` or `NAME=VALUE`."""
+    name, equals, value = said.partition("=")
+    return name in job.tags and (not equals or job.tags[name] == value)
+
+
+def _get(house: House, workspace: Workspace, name: str) -> Job:
+    job = jobs.get(house.store, name)
+    if job.workspace != workspace.id:
+        raise NotFound(f"no job named {name!r} in this workspace", target=name)
+    return job
+
+
+def _until_final(request: Request, job: Job) -> Response:
+    if wire.job_is_final(job.status):
+        return Response(status_code=200)
+    return operations.accepted(request, "cancel")

@@ -1,0 +1,178 @@
+"""Inputs and outputs of jobs and of pipeline steps, as Azure writes them and as we do.
+
+Jobs write camelCase (`jobInputType`), the steps of a pipeline snake_case
+(`job_input_type`); both are read here.  Whether a value fits is the core's
+question (`core/ports.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from finery.core import ports as core_ports
+from finery.core.errors import Failure, Invalid, NotSupported
+from finery.core.jobs import Input, Output
+from finery.core.workspaces import Workspace
+from finery.doors.azureml import references, wire
+from finery.doors.http import House
+
+MODES = {
+    "ro_mount": "ReadOnlyMount",
+    "rw_mount": "ReadWriteMount",
+    "download": "Download",
+    "upload": "Upload",
+    "direct": "Direct",
+}
+MODELS = ("mlflow_model", "custom_model", "triton_model")
+PLACES = ("uri_file", "uri_folder", "mltable", *MODELS)
+_INPUT = ("jobInputType", "type", "value", "uri", "path", "mode", "description")
+_OUTPUT = ("jobOutputType", "type", "value", "uri", "path", "mode", "description")
+_KEPT_AS = ("assetName", "assetVersion", "name", "version")
+
+
+def inputs_in(
+    house: House,
+    workspace: Workspace,
+    body: Mapping[str, Any] | None,
+    *,
+    declared: Mapping[str, Any] | None = None,
+    where: str = "inputs",
+) -> dict[str, Input]:
+    """Return a job's or step's inputs; `declared` are the ports of the step's component."""
+    found = {}
+    for name, given in (body or {}).items():
+        field = f"{where}.{name}"
+        value = _input_in(house, workspace, given, (declared or {}).get(name), field)
+        if value is not None:
+            found[name] = value
+    return found
+
+
+def _input_in(
+    house: House, workspace: Workspace, given: Any, port: Mapping[str, Any] | None, field: str
+) -> Input | None:
+    doc = _camel(given) if isinstance(given, dict) else {"value": given}
+    wire.refuse_unknown(doc, _INPUT, field)
+    type = str(doc.get("jobInputType") or doc.get("type") or "literal").lower()
+    text = doc.get("uri") or doc.get("path") or doc.get("value")
+    if text is None:
+        return None
+    mode = _mode_in(doc.get("mode"), field)
+    text = core_ports.text(text)
+    if references.is_binding(text):
+        return Input(value=text, mode=mode)
+    declared = str(port["type"]) if port else ""
+    if type == "literal" and declared in PLACES:
+        type = declared  # an id given as a plain text to a port that takes a model or data
+    if type == "literal" or type in core_ports.VALUES:
+        return Input(value=text)
+    if type not in PLACES:
+        raise NotSupported(f"{field}: inputs of type {type!r} are not supported here", target=field)
+    return Input(value=place_in(house, workspace, text, type, field), type=type, mode=mode)
+
+
+def place_in(house: House, workspace: Workspace, text: str, type: str, field: str) -> str:
+    """Return the reference of the data or model that a text spells."""
+    try:
+        kind = "model" if type in MODELS else "data"
+        return references.ref_in(house, workspace, text, kind=kind)
+    except NotSupported as exc:
+        raise NotSupported(f"{field}: {exc}", target=field) from exc
+    except Failure as exc:
+        raise Invalid(f"{field}: {exc}", target=field) from exc
+
+
+def inputs_out(workspace: Workspace, inputs: Mapping[str, Input]) -> dict[str, Any]:
+    return {name: _input_out(workspace, value) for name, value in inputs.items()}
+
+
+def _input_out(workspace: Workspace, value: Input) -> dict[str, Any]:
+    if value.type == "literal":
+        return {"jobInputType": "literal", "value": value.value}
+    doc = {"jobInputType": value.type, "uri": _uri_out(workspace, value.value)}
+    if value.mode:
+        doc["mode"] = MODES[value.mode]
+    return doc
+
+
+def _uri_out(workspace: Workspace, ref: str) -> str:
+    if ref.startswith("asset:"):
+        return references.data_id(workspace, ref)
+    return references.uri_out(workspace, ref)
+
+
+def outputs_in(
+    house: House,
+    workspace: Workspace,
+    body: Mapping[str, Any] | None,
+    *,
+    job: str,
+    where: str = "outputs",
+) -> dict[str, Output]:
+    """Return the outputs of the job named `job`; `${{name}}` in a path is that name."""
+    return {
+        name: output_in(house, workspace, doc or {}, job=job, field=f"{where}.{name}")
+        for name, doc in (body or {}).items()
+        if name != "default"  # what the job leaves in its own folder: always there
+    }
+
+
+def output_in(
+    house: House, workspace: Workspace, body: Mapping[str, Any], *, job: str, field: str
+) -> Output:
+    doc = _camel(body)
+    wire.refuse_unknown(doc, (*_OUTPUT, *_KEPT_AS), field)
+    type = str(doc.get("jobOutputType") or doc.get("type") or "uri_folder").lower()
+    if type not in PLACES:
+        raise NotSupported(f"{field}: outputs of type {type!r} are not supported", target=field)
+    text = str(doc.get("uri") or doc.get("path") or "").replace("${{name}}", job)
+    location = place_in(house, workspace, text, type, field) if text else ""
+    if location and not location.startswith("file:"):
+        raise Invalid(f"{field}: an output lies in a datastore, not at {text!r}", target=field)
+    return Output(
+        type=type,
+        mode=_mode_in(doc.get("mode"), field),
+        location=location,
+        asset=str(doc.get("assetName") or doc.get("name") or ""),
+        version=str(doc.get("assetVersion") or doc.get("version") or ""),
+    )
+
+
+def output_out(workspace: Workspace, output: Output, location: str) -> dict[str, Any]:
+    """Return an output; `location` is where it lies or will lie, if that is known."""
+    doc: dict[str, Any] = {"jobOutputType": output.type}
+    if output.mode:
+        doc["mode"] = MODES[output.mode]
+    if location:
+        doc["uri"] = references.uri_out(workspace, location)
+    if output.asset:
+        doc["assetName"] = output.asset
+    if output.version:
+        doc["assetVersion"] = output.version
+    return doc
+
+
+def _mode_in(text: str | None, field: str) -> str:
+    if not text:
+        return ""
+    short = text.lower()
+    if short in MODES:
+        return short
+    if short == "mount":
+        return "ro_mount"
+    if short.startswith("eval"):
+        raise NotSupported(f"{field}: the mode {text!r} is not supported here", target=field)
+    return wire.word(MODES, text, field=f"{field}.mode")
+
+
+def camel(name: str) -> str:
+    """Return `job_input_type` as `jobInputType`."""
+    if "_" not in name.strip("_"):
+        return name
+    head, *tail = name.split("_")
+    return head + "".join(part.capitalize() for part in tail)
+
+
+def _camel(doc: Mapping[str, Any]) -> dict[str, Any]:
+    return {camel(name): value for name, value in doc.items()}
