@@ -144,8 +144,8 @@ class Engine:
         self._after_step()
 
     def _step(self) -> None:
-        self._drop_cancelled()
         with torch.inference_mode():
+            self._drop_cancelled()
             if self._running:
                 self._decode()
             group = self._admitted()
@@ -261,11 +261,11 @@ class Engine:
         one = self._running[row]
         self._running[row] = self._running[-1]
         self._running.pop()
+        one.ended(reason, message)  # first: whatever happens to the rest, this one is told
         if self._rows is not None:
             self._rows.leave(row)
             if not self._running:
                 self._rows = None
-        one.ended(reason, message)
 
     def _abandon(self, why: str) -> None:
         """End everyone who runs; after this the engine is as new."""
