@@ -29,6 +29,7 @@ from finery.doors.http import House
 T = TypeVar("T")
 
 PROVIDER = "Microsoft.MachineLearningServices"
+LOCATION = "local"  # the region that everything here is in
 GROUP = "/subscriptions/{subscription}/resourceGroups/{group}"
 WORKSPACES = f"{GROUP}/providers/{PROVIDER}/workspaces"
 WORKSPACE = f"{WORKSPACES}/{{workspace}}"
