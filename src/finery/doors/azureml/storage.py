@@ -6,13 +6,15 @@ route takes every request and looks at its verb; `sas.py` has the signatures,
 file, and from a file to the wire, a megabyte at a time.
 
 Not here, and refused by name: append and page blobs, leases, snapshots,
-versions, tags on blobs, tiers, keys of the caller's own, file shares.
+versions, tags on blobs, tiers, keys of the caller's own; file shares (what lies in
+the datastores of that kind is reached as blobs) and Data Lake file systems.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -24,12 +26,13 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 from starlette.responses import StreamingResponse
 
-from finery.core import ids, uploads
+from finery.core import ids, uploads, workspaces
 from finery.core.errors import Failure, Forbidden, NotFound, NotSupported
 from finery.core.files import Entry, Facts
+from finery.core.store import Page
 from finery.core.uploads import Place
 from finery.doors import http
-from finery.doors.azureml import blobs, sas
+from finery.doors.azureml import blobs, references, sas
 from finery.doors.azureml.blobs import Refusal
 from finery.doors.http import House
 
@@ -37,6 +40,8 @@ _CHUNK = 1 << 20
 _MOST_LIST = 8 << 20  # bytes of a block list
 _MOST_HASHED = 4 << 20  # bytes of a range whose MD5 may be asked for
 _DRAINED = 64 << 20  # bytes read and thrown away so that a refusal can be heard
+# The SDK makes `ACCOUNT.blob.SUFFIX` of an account's name, whatever the name.
+_ACCOUNT = re.compile(r"(.+?)\.(blob|file|dfs|queue|table)\..+")
 _METHODS = ["GET", "HEAD", "PUT", "DELETE", "POST", "PATCH", "OPTIONS"]
 
 
@@ -105,11 +110,11 @@ async def _container(
             return await run_in_threadpool(_list, house, request, place)
         case ("GET" | "HEAD", "container", None):
             _allowed(house, request, place, "rl")
-            if not house.files.base(place.scope, place.datastore).is_dir():
-                raise _no_container(place)
+            await run_in_threadpool(_need_container, house, request, place)
             return Response(headers=_container_headers(request))
         case ("PUT", "container", None):
             _allowed(house, request, place, "")
+            await run_in_threadpool(workspaces.by_id, house.store, place.scope)
             if not await run_in_threadpool(house.files.create, place.scope, place.datastore):
                 raise Refusal(409, "ContainerAlreadyExists", "the container exists")
             return Response(status_code=201, headers=_container_headers(request))
@@ -120,9 +125,17 @@ def _place(request: Request) -> Place:
     """Return what a request's path names; the account may end in the SDK's own suffix."""
     raw = request.scope.get("raw_path") or request.url.path.encode()
     path = unquote(raw.decode("ascii").partition("?")[0], errors="surrogateescape")
+    return _place_at(path)
+
+
+def _place_at(path: str) -> Place:
     account, _, rest = path.removeprefix("/blob/").partition("/")
     container, _, name = rest.partition("/")
-    return Place(scope=account.partition(".blob.")[0], datastore=container, path=name)
+    found = _ACCOUNT.fullmatch(account)
+    scope, kind = found.groups() if found else (account, "blob")
+    if kind != "blob":
+        raise NotSupported(f"{kind!r} storage is not supported here: only 'blob' is", target=kind)
+    return Place(scope=scope, datastore=container, path=name)
 
 
 def _allowed(house: House, request: Request, place: Place, verbs: str) -> str:
@@ -209,7 +222,7 @@ async def _stage(house: House, request: Request, place: Place) -> Response:
     _allowed(house, request, place, "cw")
     if "x-ms-copy-source" in request.headers:
         raise NotSupported("a block from an address is not supported here", target="copy source")
-    _need_container(house, place)
+    await run_in_threadpool(_need_container, house, request, place)
     id = request.query_params.get("blockid", "")
     with uploads.part(house.files, size=_length(request)) as part:
         md5 = await _received(request, part)
@@ -260,9 +273,7 @@ async def _copy(house: House, request: Request, place: Place) -> Response:
     ours = {urlsplit(house.http).netloc, urlsplit(house.https).netloc, request.url.netloc}
     if source.netloc not in ours or not source.path.startswith("/blob/"):
         raise NotSupported("only a blob of this server can be copied", target="copy source")
-    account, _, rest = unquote(source.path).removeprefix("/blob/").partition("/")
-    container, _, name = rest.partition("/")
-    start = Place(scope=account.partition(".blob.")[0], datastore=container, path=name)
+    start = _place_at(unquote(source.path))
     query = {key: values[0] for key, values in parse_qs(source.query).items()}
     if "sig" in query:
         _signed(house, query, start, "r")
@@ -333,8 +344,9 @@ def _list(house: House, request: Request, place: Place) -> Response:
         page = house.files.list(
             place.scope, place.datastore, prefix=prefix, after=after, limit=limit, folders=folders
         )
-    except NotFound as exc:
-        raise _no_container(place) from exc
+    except NotFound:
+        _need_container(house, request, place)
+        page = Page([])
     body = blobs.listing_out(request, place.datastore, page)
     return blobs.xml(body, headers=blobs.common(request))
 
@@ -348,9 +360,9 @@ def _entry(house: House, request: Request, place: Place) -> Entry:
 def _expected(house: House, request: Request, place: Place) -> Callable[[Entry | None], None]:
     """Return what must hold of the blob that is written over; the caller may write at all."""
     allowed, met = _allowed(house, request, place, "cw"), blobs.conditions(request)
-    _need_container(house, place)
 
     def expect(entry: Entry | None) -> None:
+        _need_container(house, request, place)
         met(entry)
         if entry is not None and "w" not in allowed:
             raise Forbidden("the signature allows new blobs, and this one exists", target="sp")
@@ -370,13 +382,16 @@ def _put(
     )
 
 
-def _need_container(house: House, place: Place) -> None:
-    if not house.files.base(place.scope, place.datastore).is_dir():
-        raise _no_container(place)
-
-
-def _no_container(place: Place) -> Refusal:
-    return Refusal(404, "ContainerNotFound", f"there is no container {place.datastore!r}")
+def _need_container(house: House, request: Request, place: Place) -> None:
+    """Raise unless the container is there, or may be made by the first who writes to it."""
+    if house.files.base(place.scope, place.datastore).is_dir() or "sig" in request.query_params:
+        return
+    if place.datastore not in references.DATASTORES:
+        raise Refusal(404, "ContainerNotFound", f"there is no container {place.datastore!r}")
+    try:
+        workspaces.by_id(house.store, place.scope)
+    except NotFound as exc:
+        raise Refusal(404, "ContainerNotFound", str(exc)) from exc
 
 
 async def _received(request: Request, part: Path) -> bytes | None:
