@@ -127,7 +127,9 @@ def _asset(
     if kind == "component":
         return _component(common, found, folder, path, doc)
     if kind == "model":
-        extras = {"flavors": {name: {"data": {}} for name in doc.get("flavors") or {}}}
+        extras: dict[str, Any] = {
+            "flavors": {name: {"data": {}} for name in doc.get("flavors") or {}}
+        }
         type = str(doc.get("type") or "custom_model")
         place = _place(folder, path, str(doc["path"]))
         return replace(common, type=type, location=place, extras=extras)
@@ -149,9 +151,8 @@ def _component(asset: Asset, found: Found, folder: Path, path: Path, doc: dict[s
     spec = rest_spec(doc)
     core = components.component_in(spec, ref=ref, where=path.name)
     spec.pop("code", None)  # it is in the package; nobody can fetch it by an address
-    for name in ("environment",):
-        if spec.get(name):
-            spec[name] = _address(ref(name, spec[name]))
+    if spec.get("environment"):
+        spec["environment"] = _address(ref("environment", spec["environment"]))
     for node in (spec.get("jobs") or {}).values():
         node["componentId"] = _address(ref("component", node["componentId"]))
     digest = hashlib.sha256(repr(core).encode()).hexdigest()

@@ -14,14 +14,15 @@ from fastapi import APIRouter, Depends, Request, Response
 from finery.core import assets
 from finery.core.errors import NotFound, NotSupported
 from finery.core.workspaces import Caller
-from finery.doors.azureml import references, wire
 from finery.doors.azureml import assets as workspace_assets
+from finery.doors.azureml import references, wire
 from finery.doors.azureml.catalog import REGISTRY
 from finery.doors.azureml.versions import version_out
 from finery.doors.http import House
 
 FRONT = "/mferp/managementfrontend"
 _REGISTRIES = f"{wire.GROUP}/providers/{wire.PROVIDER}/registries"
+_DISCOVERY = "/registrymanagement/v1.0/registries/{registry}/discovery"
 LOCATION = "local"
 
 
@@ -29,7 +30,7 @@ def router(house: House) -> APIRouter:
     routes = wire.router()
     who = Depends(wire.need(house))
 
-    @routes.get("/registrymanagement/v1.0/registries/{registry}/discovery")
+    @routes.get(_DISCOVERY)
     def discovery(registry: str, caller: Caller = who) -> Response:
         _known(registry)
         subscription, group, _ = house.default_workspace
@@ -120,7 +121,7 @@ def _registry_out(house: House, subscription: str, group: str) -> dict[str, Any]
         "location": LOCATION,
         "tags": {},
         "properties": {
-            "discoveryUrl": f"{house.https}/registrymanagement/v1.0/registries/{REGISTRY}/discovery",
+            "discoveryUrl": house.https + _DISCOVERY.format(registry=REGISTRY),
             "publicNetworkAccess": "Enabled",
             "regionDetails": [],
             "mlFlowRegistryUri": None,
