@@ -5,7 +5,9 @@
     embedded.py   the real server, loaded on first use; every private name of MLflow that we lean on
     tracking.py   opens and closes the run of a job
     metrics.py    a quick way in for `runs/log-metric` and `runs/log-batch`
-    registry.py   MLflow's registered models, kept among our own models
+    runs.py       MLflow's own run store, its artifacts kept in our files
+    registry.py   MLflow's model registry, kept among our own models
+    models.py     one of our models as MLflow shows it
 
 This package and nothing else in the server imports `mlflow`, and only inside
 functions: loading it takes seconds and some 200 MB.

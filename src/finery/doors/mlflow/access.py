@@ -43,6 +43,11 @@ _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _CHANGES = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 
 
+def artifacts(workspace: str, path: str) -> str:
+    """Return how MLflow addresses a path that it may write to."""
+    return f"mlflow-artifacts:/{workspace}/{STORE}/{path}"
+
+
 def credential(headers: Headers) -> tuple[str | None, bool]:
     """Return what the caller shows, and whether a browser showed it by itself (a cookie)."""
     kind, _, rest = headers.get(b"authorization", b"").decode("latin-1").partition(" ")

@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from finery.core import errors, ids, workspaces
-from finery.core.workspaces import Caller
+from finery.core import errors, workspaces
 from finery.doors import http
 from finery.doors.http import House
 from finery.doors.mlflow import access, embedded, metrics
@@ -50,7 +49,7 @@ class Mlflow:
         self._turn = threading.Lock()
         self._embedded: Embedded | None = None
         self._default: str | None = None
-        # The workspace whose models this request sees.
+        # The workspace that this request is about.
         self._workspace: ContextVar[str | None] = ContextVar("workspace", default=None)
         self.tracking = Tracking(house, load=self.load, default=self.default_workspace)
 
@@ -71,10 +70,8 @@ class Mlflow:
         with self._turn:
             if self._embedded is None:
                 self._folder.mkdir(parents=True, exist_ok=True)
-                artifacts = f"mlflow-artifacts:/{self.default_workspace()}/{access.STORE}/mlflow"
-                self._embedded = embedded.load(
-                    self._url, self._house.files.root.resolve(), artifacts, self._registry
-                )
+                root = self._house.files.root.resolve()
+                self._embedded = embedded.load(self._url, root, self._stores)
             return self._embedded
 
     def default_workspace(self) -> str:
@@ -83,9 +80,7 @@ class Mlflow:
             self._default = workspaces.get(self._house.store, *self._house.default_workspace).id
         return self._default
 
-    async def __call__(
-        self, scope: MutableMapping[str, Any], receive: Receive, send: Send
-    ) -> None:
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
             return
@@ -126,7 +121,7 @@ class Mlflow:
         if (found := access.ARTIFACTS.fullmatch(path)) is not None:
             query = scope["query_string"]
             access.check_artifact(self._house.files, caller, method, found["path"] or "", query)
-        self._workspace.set(self._of(caller))
+        self._workspace.set(caller.workspace)
         await inner.app(_scope(scope, path), receive, send)
 
     async def _ready(self) -> Embedded:
@@ -144,16 +139,15 @@ class Mlflow:
         except Exception:
             _log.exception("MLflow could not be loaded")
 
-    def _registry(self, url: str, runs: Any) -> Any:
-        from finery.doors.mlflow.registry import Registry
+    def _stores(self, url: str) -> tuple[Any, Any]:
+        from finery.doors.mlflow.registry import Registry  # these import MLflow
+        from finery.doors.mlflow.runs import Runs
 
-        return Registry(url, house=self._house, runs=runs, workspace=self._current)
+        runs = Runs(url, self._current)
+        return runs, Registry(url, house=self._house, runs=runs, workspace=self._current)
 
     def _current(self) -> str:
         return self._workspace.get() or self.default_workspace()
-
-    def _of(self, caller: Caller) -> str:
-        return caller.workspace or self.default_workspace()
 
 
 def _inner(path: str) -> str:

@@ -41,34 +41,33 @@ _turn = threading.Lock()
 @dataclass(frozen=True)
 class Embedded:
     app: App
-    runs: Any  # MLflow's own SqlAlchemyStore: experiments, runs, metrics, traces, logged models
+    runs: Any  # MLflow's store of experiments, runs, metrics, traces and logged models
     engine: Any  # the SQLAlchemy engine under it
 
 
-def load(url: str, files: Path, artifacts: str, registry: Callable[[str, Any], Any]) -> Embedded:
+def load(url: str, files: Path, stores: Callable[[str], tuple[Any, Any]]) -> Embedded:
     """Load the server, with its data at the database `url` and its artifacts below `files`.
 
-    `artifacts` is where runs keep theirs unless told otherwise; `registry`
-    makes the model registry from the url and the run store.  MLflow keeps its
-    stores in module globals, so one process serves one home at a time: the
-    one that was loaded last.
+    `stores` makes the run store and the model registry for the url.  MLflow
+    keeps them in module globals, so one process serves one home at a time:
+    the one that was loaded last.
     """
     with _turn:
         os.environ.update(_SETTINGS)
         os.environ["_MLFLOW_SERVER_ARTIFACT_DESTINATION"] = files.as_uri()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # its use of a deprecated WSGI adapter is its own
-            served = importlib.import_module("mlflow.server.fastapi_app")
-        handlers = importlib.import_module("mlflow.server.handlers")
-        tracking = importlib.import_module("mlflow.store.tracking.sqlalchemy_store")
-        models = importlib.import_module("mlflow.store.model_registry.sqlalchemy_store")
+            served: Any = importlib.import_module("mlflow.server.fastapi_app")
+        handlers: Any = importlib.import_module("mlflow.server.handlers")
+        tracking: Any = importlib.import_module("mlflow.store.tracking.sqlalchemy_store")
+        registered: Any = importlib.import_module("mlflow.store.model_registry.sqlalchemy_store")
         url = _apart(url)
         engine = tracking.SqlAlchemyStore._get_or_create_engine(url)
-        models.SqlAlchemyStore._engine_map[url] = engine
+        registered.SqlAlchemyStore._engine_map[url] = engine
         _hasten(engine)
-        runs = tracking.SqlAlchemyStore(url, artifacts)
+        runs, registry = stores(url)
         handlers._tracking_store = runs
-        handlers._model_registry_store = registry(url, runs)
+        handlers._model_registry_store = registry
         handlers._artifact_repo = None  # made anew from the destination above
         return Embedded(app=served.app, runs=runs, engine=engine)
 

@@ -33,7 +33,7 @@ _KEY = re.compile(r"[/\w.\- :]{1,250}", re.A)
 class Tracking:
     """Runs for jobs.  The first `open` loads MLflow (seconds); after that it takes milliseconds.
 
-    A supervisor that must not wait asks `ready` first and calls `warm`.
+    Whoever must not wait calls `Mlflow.warm` early: at the first submission, say.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Tracking:
         if name not in self._experiments:
             found = runs.get_experiment_by_name(name)
             if found is None:
-                place = f"mlflow-artifacts:/{job.workspace}/{access.STORE}/mlflow/{ids.new()}"
+                place = access.artifacts(job.workspace, f"mlflow/{ids.new()}")
                 try:
                     self._experiments[name] = str(runs.create_experiment(name, place))
                 except Exception:  # someone else was quicker, or it cannot be made at all
@@ -157,7 +157,7 @@ def _unlimited(inner: Embedded) -> bool:
 
 
 def _artifacts(job: Job, id: str, *, short: bool) -> str:
-    base = f"mlflow-artifacts:/{job.workspace}/{access.STORE}/ExperimentRun/dcid."
+    base = access.artifacts(job.workspace, "ExperimentRun/dcid.")
     return base + (id if short and len(base + job.name) > 200 else job.name)
 
 
