@@ -79,6 +79,7 @@ class Store:
     def __init__(self, url: str) -> None:
         self.url = make_url(url)
         self.sqlite = self.url.get_backend_name() == "sqlite"
+        self.changes = 0  # grows with every transaction: what was read before it may be stale
         self._turn = threading.RLock()
         self._current: ContextVar[Connection | None] = ContextVar("connection", default=None)
         self._engine = create_engine(self.url, json_serializer=_dump, pool_size=16, max_overflow=48)
@@ -108,6 +109,7 @@ class Store:
             finally:
                 self._current.reset(token)
             connection.commit()
+            self.changes += 1
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
