@@ -294,7 +294,7 @@ def delete_name(store: Store, scope: str, kind: str, name: str) -> None:
 
 
 def _again(store: Store, old: Asset, new: Asset) -> Asset:
-    if new.location and (old.location, old.spec) != (new.location, new.spec):
+    if (new.location or new.spec) and (old.location, old.spec) != (new.location, new.spec):
         same_bytes = old.hash and old.hash == new.hash and old.spec == new.spec
         if not same_bytes:
             raise AlreadyExists(
