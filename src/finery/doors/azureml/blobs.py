@@ -92,7 +92,7 @@ def common(request: Request) -> dict[str, str]:
     """Return the headers that every answer carries; the listener adds the date."""
     headers = {
         "x-ms-version": request.headers.get("x-ms-version", sas.VERSION),
-        "x-ms-request-id": ids.new(),
+        "x-ms-request-id": request.scope.get("state", {}).get("request_id") or ids.new(),
     }
     if client := request.headers.get("x-ms-client-request-id"):
         headers["x-ms-client-request-id"] = client

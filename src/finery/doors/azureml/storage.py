@@ -31,6 +31,7 @@ from finery.core.errors import Failure, Forbidden, NotFound, NotSupported
 from finery.core.files import Entry, Facts
 from finery.core.store import Page
 from finery.core.uploads import Place
+from finery.core.workspaces import Caller
 from finery.doors import http
 from finery.doors.azureml import blobs, references, sas
 from finery.doors.azureml.blobs import Refusal
@@ -67,6 +68,8 @@ def failure(request: Request, exc: Exception) -> Response:
 
 
 async def _answer(house: House, request: Request) -> Response:
+    if "sig" not in request.query_params:
+        _caller(house, request)  # before anything else is said, be it that we cannot do it
     place = _place(request)
     blobs.refuse_unkept(request)
     query = request.query_params
@@ -145,10 +148,14 @@ def _allowed(house: House, request: Request, place: Place, verbs: str) -> str:
     """
     if "sig" in request.query_params:
         return _signed(house, dict(request.query_params), place, verbs)
+    _caller(house, request).need(place.scope)
+    return sas.ALL
+
+
+def _caller(house: House, request: Request) -> Caller:
     if request.headers.get("authorization", "").lower().startswith("sharedkey"):
         raise Forbidden("account keys are not supported: use a signature or a token")
-    http.caller(house, http.bearer(request)).need(place.scope)
-    return sas.ALL
+    return http.caller(house, http.bearer(request))
 
 
 def _signed(house: House, query: Mapping[str, str], place: Place, verbs: str) -> str:
@@ -280,7 +287,7 @@ async def _copy(house: House, request: Request, place: Place) -> Response:
     elif "sig" in request.query_params:
         raise Forbidden("the source needs a signature of its own", target="copy source")
     else:
-        http.caller(house, http.bearer(request)).need(start.scope)
+        _caller(house, request).need(start.scope)
     tags = blobs.tags_in(request.headers)
     entry = await run_in_threadpool(_copied, house, start, place, tags, expect)
     answer = _written(request, entry, 202)
