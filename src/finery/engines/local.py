@@ -29,7 +29,7 @@ from typing import Any
 
 from finery.core.compute import Capacity, Process, Report
 from finery.core.errors import Conflict, Invalid, Unavailable
-from finery.engines import keeper, leftovers, machine, warm
+from finery.engines import keeper, leftovers, limits, machine, proc, warm
 
 PATIENCE = 5.0  # seconds until a keeper that has not begun is given up and another sent
 ALLOWED = re.compile(
@@ -39,7 +39,9 @@ ALLOWED = re.compile(
     "|HF_.*|TRANSFORMERS_.*|TORCH_.*|PYTORCH_.*|CUDA.*|NVIDIA_.*|NCCL_.*|OMP_.*|MKL_.*"
     "|TOKENIZERS_PARALLELISM"
 )
-LAUNCH = "import sys; sys.path.append(sys.argv.pop(1)); import keeper; keeper.main()"
+LAUNCH = (
+    "import sys; sys.path.append(sys.argv.pop(1)); from finery.engines import keeper; keeper.main()"
+)
 
 logger = logging.getLogger(__name__)
 
@@ -112,10 +114,13 @@ class LocalEngine:
         directory = self._directory(id)
         if not (directory / "process.json").exists() or (directory / "exit.json").exists():
             return
-        (directory / "stop").touch()
+        try:
+            (directory / "stop").touch()
+        except OSError as error:
+            logger.warning("cannot write %s/stop: %s", directory, error)  # a signal may still do
         # A keeper that has not begun looks for the file once it has; one that has is told.
         begun = _read(directory / "started.json")
-        if begun and begun["boot"] == keeper.boot():
+        if begun and begun["boot"] == proc.boot():
             leftovers.tell(begun["pid"], begun["start"], signal.SIGTERM)
 
     def log(self, id: str, offset: int = 0) -> bytes:
@@ -124,7 +129,8 @@ class LocalEngine:
             return b""
         try:
             with open(asked["logs"][0], "rb") as file:
-                file.seek(offset)
+                size = file.seek(0, os.SEEK_END)
+                file.seek(offset if offset >= 0 else max(0, size + offset))
                 return file.read()
         except FileNotFoundError:
             return b""
@@ -214,7 +220,7 @@ class LocalEngine:
             (os.POSIX_SPAWN_DUP2, 1, 2),
         ]
         # Imported rather than run as a file: an imported file is compiled only once.
-        words = [sys.executable, "-I", "-S", "-c", LAUNCH, str(program.parent), str(directory)]
+        words = [sys.executable, "-I", "-S", "-c", LAUNCH, str(program.parents[2]), str(directory)]
         pid = os.posix_spawn(
             sys.executable,
             words,
@@ -307,13 +313,13 @@ def _bury(directory: Path) -> dict[str, Any]:
     """Its keeper left no word: end what it may have left running, and write that down."""
     begun = _read(directory / "started.json")
     reason = "lost: the machine was restarted"
-    if begun and begun["boot"] == keeper.boot():
+    if begun and begun["boot"] == proc.boot():
         reason = "lost: its keeper was killed"
         asked = _read(directory / "process.json")
         leftovers.end(directory, asked["name"], ranks=_read(directory / "ranks.json") or [])
-        limits = _read(directory / "limits.json")
-        if limits and limits["group"]:
-            keeper.dissolve(limits["group"])
+        held = _read(directory / "limits.json")
+        if held and held["group"]:
+            limits.dissolve(held["group"])
     end = {"code": None, "timed_out": False, "reason": reason, "at": time.time()}
     try:
         keeper.record(str(directory), "lost.json", end)

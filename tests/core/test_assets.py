@@ -1,0 +1,81 @@
+"""Named, versioned, immutable things."""
+
+from dataclasses import replace
+
+import pytest
+
+from finery.core import assets
+from finery.core.assets import Asset
+from finery.core.errors import AlreadyExists, Invalid, NotFound
+
+
+def model(**given):
+    return Asset(scope="w", kind="model", **{"name": "m", "location": "file:s/a", **given})
+
+
+def test_versions_are_numbered_when_none_is_given(store):
+    assert [assets.create(store, model()).version for _ in range(3)] == ["1", "2", "3"]
+
+
+def test_numbers_go_on_after_the_highest_that_was_given(store):
+    assets.create(store, model(version="41"))
+    assert assets.create(store, model()).version == "42"
+
+
+def test_the_same_again_is_the_same_with_its_texts_brought_up_to_date(store):
+    assets.create(store, model(version="1", description="old"))
+    again = assets.create(store, model(version="1", description="new", tags={"a": "b"}))
+    assert (again.description, again.tags) == ("new", {"a": "b"})
+    assert len(assets.versions(store, "w", "model", "m").items) == 1
+
+
+def test_a_version_never_changes_its_bytes(store):
+    assets.create(store, model(version="1"))
+    with pytest.raises(AlreadyExists, match="never changes"):
+        assets.create(store, model(version="1", location="file:s/b"))
+
+
+def test_the_same_bytes_elsewhere_are_the_same(store):
+    assets.create(store, model(version="1", hash="h"))
+    again = assets.create(store, model(version="1", hash="h", location="file:s/b"))
+    assert again.location == "file:s/a"
+
+
+def test_one_job_makes_one_version(store):
+    first = assets.create(store, model(made_by="job/out"))
+    assert assets.create(store, model(made_by="job/out")).version == first.version
+    assert assets.create(store, model(made_by="other/out")).version == "2"
+
+
+def test_latest_is_the_newest_that_is_not_archived(store):
+    assets.create(store, model(version="9"))
+    newest = assets.create(store, model(version="8"))
+    assert assets.get(store, "w", "model", "m").version == "8"
+    assets.update(store, replace(newest, archived=True))
+    assert assets.get(store, "w", "model", "m").version == "9"
+
+
+def test_archiving_a_name_archives_its_versions_and_back(store):
+    assets.create(store, model())
+    name = assets.find_name(store, "w", "model", "m")
+    assets.update_name(store, replace(name, archived=True))
+    assert assets.find(store, "w", "model", "m") is None
+    assert assets.names(store, "w", "model").items == []
+    assets.update_name(store, replace(name, archived=False))
+    assert assets.find(store, "w", "model", "m") is not None
+
+
+def test_versions_of_an_unknown_name_are_not_found(store):
+    with pytest.raises(NotFound, match="no model 'nobody'"):
+        assets.versions(store, "w", "model", "nobody")
+
+
+def test_another_workspace_sees_nothing(store):
+    assets.create(store, model())
+    assert assets.find(store, "other", "model", "m") is None
+
+
+@pytest.mark.parametrize("version", ["a/b", "../1", "x" * 31, " "])
+def test_a_version_that_cannot_be_one_is_refused(store, version):
+    with pytest.raises(Invalid):
+        assets.create(store, model(version=version))

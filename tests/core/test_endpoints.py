@@ -1,0 +1,77 @@
+"""Endpoints, deployments, traffic, keys."""
+
+from dataclasses import replace
+
+import pytest
+
+from finery.core import endpoints
+from finery.core.endpoints import Deployment, Endpoint, Serving
+from finery.core.errors import AlreadyExists, Conflict, Invalid
+
+
+@pytest.fixture
+def endpoint(store):
+    return endpoints.create(store, Endpoint(name="chat", workspace="w"))
+
+
+def deploy(store, name="blue", **spec):
+    given = Deployment(endpoint="chat", name=name, workspace="w", spec=Serving(model="m", **spec))
+    return endpoints.deploy(store, given)
+
+
+def test_an_endpoint_has_two_keys_and_one_can_be_made_anew(store, endpoint):
+    again = endpoints.regenerate(store, "chat", "primary")
+    assert again.keys["primary"] != endpoint.keys["primary"]
+    assert again.keys["secondary"] == endpoint.keys["secondary"]
+
+
+def test_a_name_is_one_list_for_the_whole_server(store, endpoint):
+    with pytest.raises(AlreadyExists):
+        endpoints.create(store, Endpoint(name="chat", workspace="another"))
+
+
+@pytest.mark.parametrize("traffic", [{"blue": 50}, {"green": 100}, {"blue": 120}, {"blue": -1}])
+def test_odd_traffic_is_refused(store, endpoint, traffic):
+    deploy(store)
+    with pytest.raises(Invalid):
+        endpoints.update(store, replace(endpoint, traffic=traffic))
+
+
+def test_a_deployment_with_traffic_cannot_be_deleted(store, endpoint):
+    deploy(store)
+    endpoints.update(store, replace(endpoint, traffic={"blue": 100}))
+    with pytest.raises(Conflict, match="set its traffic to 0 first"):
+        endpoints.delete_deployment(store, "chat", "blue")
+
+
+def test_a_change_of_what_it_runs_is_a_new_revision_with_processes_of_its_own(store, endpoint):
+    first = endpoints.move(store, deploy(store), "ready")
+    second = deploy(store, instances=2)
+    assert (second.status, second.revision) == ("updating", 2)
+    assert first.process(0) != second.process(0)
+
+
+def test_a_change_of_its_texts_is_no_new_revision(store, endpoint):
+    first = endpoints.move(store, deploy(store), "ready")
+    again = endpoints.deploy(store, replace(first, tags={"a": "b"}))
+    assert (again.status, again.revision, again.tags) == ("ready", 1, {"a": "b"})
+
+
+def test_a_deleted_endpoint_is_gone_once_its_deployments_are(store, endpoint):
+    blue = deploy(store)
+    endpoints.delete(store, "chat")
+    assert endpoints.get(store, "chat").status == "deleting"
+    endpoints.move(store, endpoints.get_deployment(store, "chat", blue.name), "gone")
+    assert endpoints.find(store, "chat") is None
+
+
+def test_an_endpoint_without_deployments_is_gone_at_once(store, endpoint):
+    endpoints.delete(store, "chat")
+    assert endpoints.find(store, "chat") is None
+
+
+def test_a_new_deployment_of_an_old_name_shares_no_process_with_it(store, endpoint):
+    old = deploy(store)
+    endpoints.delete_deployment(store, "chat", "blue")
+    endpoints.move(store, endpoints.get_deployment(store, "chat", "blue"), "gone")
+    assert deploy(store).process(0) != old.process(0)
