@@ -55,8 +55,10 @@ def _command(place: _Place, command: Command) -> None:
                 assets.by_ref(place.store, ref)
     for name in _OWN.findall(_DROPS_OUT.sub("", command.command)):
         if name not in command.inputs and name not in command.optional:
-            raise Invalid(f"the command reads the input {name!r}, which the job does not have",
-                          target=f"inputs.{name}")
+            raise Invalid(
+                f"the command reads the input {name!r}, which the job does not have",
+                target=f"inputs.{name}",
+            )
 
 
 def _pipeline(place: _Place, pipeline: Pipeline) -> None:
@@ -90,9 +92,7 @@ def _inner(component: Asset, given: Mapping[str, Input]) -> Pipeline:
     return Pipeline(steps=steps, inputs=dict(given), outputs=outputs)
 
 
-def _values(
-    pipeline: Pipeline, step: Step, component: Asset, here: str
-) -> dict[str, Input]:
+def _values(pipeline: Pipeline, step: Step, component: Asset, here: str) -> dict[str, Input]:
     """Check a step's inputs against its component's ports, bindings followed as far as known."""
     given = {}
     for name, value in step.inputs.items():
@@ -119,9 +119,7 @@ def _outputs(pipeline: Pipeline, step: Step, component: Asset, here: str) -> Non
             )
     for name, theirs in step.outputs.items():
         if theirs not in pipeline.outputs:
-            raise Invalid(
-                f"the pipeline has no output {theirs!r}", target=f"{here}.outputs.{name}"
-            )
+            raise Invalid(f"the pipeline has no output {theirs!r}", target=f"{here}.outputs.{name}")
 
 
 def _sources(step: Step, components: Mapping[str, Asset], here: str) -> None:

@@ -195,7 +195,9 @@ class Keys:
         if hmac.compare_digest(credential.encode(), self.admin.encode()):
             return Caller(name="administrator")
         text, _, signature = credential.rpartition(".")
-        if not text or not hmac.compare_digest(signature, _b64(self.digest(text))):
+        if not text or not hmac.compare_digest(
+            signature.encode(), _b64(self.digest(text)).encode()
+        ):
             raise Unauthenticated("the key or token is not one of this server's")
         claims = json.loads(_unb64(text.split(".")[1]))
         if claims["exp"] <= now.timestamp():

@@ -133,7 +133,7 @@ def resources_in(doc: Mapping[str, Any] | None, where: str) -> Resources:
         warnings.append(f"{where}.dockerArgs is not used: jobs run as processes of this machine")
     if doc.get("instanceType"):
         warnings.append(
-            f"{where}.instanceType is {doc['instanceType']!r}: the job runs on what this machine has"
+            f"{where}.instanceType is {doc['instanceType']!r}: the job runs on what is here"
         )
     return Resources(
         nodes=_text(doc.get("instanceCount")),

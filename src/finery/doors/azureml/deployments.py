@@ -12,7 +12,8 @@ from typing import Annotated, Any
 import fastapi
 from fastapi import APIRouter, Depends, Request, Response
 
-from finery.core import assets, endpoints, references as core_references
+from finery.core import assets, endpoints
+from finery.core import references as core_references
 from finery.core.endpoints import Deployment, Endpoint, Probe, Serving
 from finery.core.errors import Failure, Invalid, NotFound, NotSupported
 from finery.core.workspaces import Caller, Workspace
@@ -259,9 +260,7 @@ def _there(house: House, workspace: Workspace, ref: str, inside: str, field: str
         raise Invalid(f"{field}: the code has no file {inside!r}", target=field)
 
 
-def _deploy(
-    house: House, request: Request, workspace: Workspace, wanted: Deployment
-) -> Response:
+def _deploy(house: House, request: Request, workspace: Workspace, wanted: Deployment) -> Response:
     new = endpoints.find_deployment(house.store, wanted.endpoint, wanted.name) is None
     made = endpoints.deploy(house.store, wanted)
     house.wake()
@@ -376,10 +375,16 @@ def _probe_in(doc: Mapping[str, Any] | None, field: str) -> Probe:
 
     return Probe(
         failure_threshold=_whole(
-            doc.get("failureThreshold"), usual.failure_threshold, f"{field}.failureThreshold", least=1
+            doc.get("failureThreshold"),
+            usual.failure_threshold,
+            f"{field}.failureThreshold",
+            least=1,
         ),
         success_threshold=_whole(
-            doc.get("successThreshold"), usual.success_threshold, f"{field}.successThreshold", least=1
+            doc.get("successThreshold"),
+            usual.success_threshold,
+            f"{field}.successThreshold",
+            least=1,
         ),
         timeout=seconds("timeout", usual.timeout),
         period=seconds("period", usual.period),

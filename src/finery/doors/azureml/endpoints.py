@@ -192,9 +192,7 @@ def _put(house: House, workspace: Workspace, wanted: Endpoint) -> Response:
     if old is None or old.workspace != workspace.id:
         made = endpoints.create(house.store, wanted)
         return wire.answer(endpoint_out(house, workspace, made), status=201)
-    kept = replace(
-        wanted, keys=old.keys, created_at=old.created_at, created_by=old.created_by
-    )
+    kept = replace(wanted, keys=old.keys, created_at=old.created_at, created_by=old.created_by)
     made = endpoints.update(house.store, kept)
     return wire.answer(endpoint_out(house, workspace, made))
 

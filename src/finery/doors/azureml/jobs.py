@@ -13,7 +13,8 @@ from typing import Annotated, Any
 import fastapi
 from fastapi import APIRouter, Depends, Request, Response
 
-from finery.core import jobs, references as core_references, submission
+from finery.core import jobs, submission
+from finery.core import references as core_references
 from finery.core.errors import AlreadyExists, NotFound, NotSupported
 from finery.core.jobs import Command, Job
 from finery.core.workspaces import Caller, Workspace
