@@ -20,22 +20,23 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from finery.core.compute import Process
+from finery.engines import local
 from finery.engines.local import LocalEngine
 
-LINE = ["bash", "-c", "python -c 'import time; print(time.time())'"]
+LINE = ["bash", "-c", "python -c 'import time; print(\"at\", time.time())'"]
 STACK = """
 import torch
 from transformers import Phi3Config, Phi3ForCausalLM, Trainer
 from trl import SFTConfig, SFTTrainer
 import peft, datasets, time
-print(time.time(), flush=True)
+print("at", time.time(), flush=True)
 torch.set_num_threads(1)
 model = Phi3ForCausalLM(Phi3Config(vocab_size=512, hidden_size=64, intermediate_size=128,
     num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, pad_token_id=0))
 x = torch.randint(3, 500, (2, 64))
 model(input_ids=x, labels=x).loss.backward()
 torch.optim.AdamW(model.parameters()).step()
-print(time.time(), flush=True)
+print("at", time.time(), flush=True)
 """
 
 
@@ -83,21 +84,22 @@ def measure(engine: LocalEngine, home: Path, runs: int) -> Iterable[tuple[str, f
 
 def one_bare() -> float:
     begun = time.time()
-    told = subprocess.run(LINE, stdout=subprocess.PIPE, check=True)
-    return float(told.stdout) - begun
+    told = subprocess.run(LINE, stdout=subprocess.PIPE, check=True, env=local.base(os.environ))
+    return float(told.stdout.split()[1]) - begun
 
 
 def lines(
     engine: LocalEngine, home: Path, command: list[str], *, warm: bool = False
 ) -> list[float]:
-    """Seconds from the wish to each line of the log; each line is the time of its writing."""
+    """Seconds from the wish to each line that says when it was written."""
     id = f"p{os.urandom(6).hex()}"
     process = Process(id=id, command=command, cwd=home, log=home / f"{id}.txt", warm=warm)
     begun = time.time()
     engine.start(process)
     wait(engine, {id}, 1)
     assert engine.report(id).exit_code == 0, engine.log(id).decode()
-    return [float(word) - begun for word in engine.log(id).split()]
+    said = [line.split() for line in engine.log(id).decode().splitlines()]
+    return [float(words[1]) - begun for words in said if words[:1] == ["at"]]
 
 
 def rate(engine: LocalEngine, home: Path, count: int, *, at_once: int) -> float:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from finery.engines import keeper
+from finery.engines import keeper, limits
 
 ASKED = {
     "cwd": "/",
@@ -72,14 +72,43 @@ def test_the_room_for_the_end_is_taken_before_the_start_is_marked(
 
 
 def test_limits_say_what_holds_and_what_does_not() -> None:
-    said = keeper.limits(ASKED | {"cpus": 2.0, "memory": 1024}, None)
+    said = limits.told(ASKED | {"cpus": 2.0, "memory": 1024}, None)
     assert (said["cpus"], said["memory"]) == ("threads", "watched")
     assert "not enforced" in said["said"] and "every second" in said["said"]
-    assert keeper.limits(ASKED | {"cpus": 2.0}, "/group")["cpus"] == "cgroup"
-    assert keeper.limits(ASKED, None)["memory"] == "none asked"
+    assert limits.told(ASKED | {"cpus": 2.0}, "/group")["cpus"] == "cgroup"
+    assert limits.told(ASKED, None)["memory"] == "none asked"
 
 
 def test_a_folder_that_is_no_control_group_is_not_taken_for_one(tmp_path: Path) -> None:
     (tmp_path / "cgroup.subtree_control").touch()
-    assert keeper.enclose(ASKED | {"memory": 1024}, str(tmp_path)) is None
+    assert limits.enclose(ASKED | {"memory": 1024}, str(tmp_path)) is None
     assert not list(tmp_path.glob("finery-*"))
+
+
+def test_a_control_group_gets_the_limits_that_were_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A folder that fills itself as the kernel's do: real ones are ours to make only here and there.
+    lines = Path("/proc/self/cgroup").read_text().splitlines()
+    own = next((line[3:] for line in lines if line.startswith("0::")), None)
+    if own is None:
+        pytest.skip("this machine has no control groups of version 2")
+    parent = tmp_path / own.strip("/")
+    parent.mkdir(parents=True, exist_ok=True)
+    (parent / "cgroup.subtree_control").touch()
+    made = os.mkdir
+
+    def mkdir(path: str) -> None:
+        made(path)
+        for name in ("memory.max", "memory.oom.group", "cpu.max"):
+            (Path(path) / name).touch()
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    group = limits.enclose(ASKED | {"memory": 1024, "cpus": 1.5}, str(tmp_path))
+    assert group == str(parent / "finery-test")
+    assert (parent / "cgroup.subtree_control").read_text() == "+cpu +memory"
+    assert Path(group, "memory.max").read_text() == "1024"
+    assert Path(group, "cpu.max").read_text() == "150000 100000"
+    assert not limits.ran_out(group)
+    Path(group, "memory.events").write_text("oom 1\noom_kill 1\n")
+    assert limits.ran_out(group)

@@ -21,7 +21,7 @@ import pytest
 
 from finery.core.compute import Process, Report
 from finery.core.errors import Conflict, Invalid, Unavailable
-from finery.engines import keeper, leftovers, local
+from finery.engines import leftovers, local, proc
 from finery.engines.local import LocalEngine
 
 Make = Callable[..., Process]
@@ -43,7 +43,7 @@ def pids_in(file: Path) -> list[int]:
 
 
 def gone(pid: int) -> bool:
-    fields = keeper.stat(pid)
+    fields = proc.stat(pid)
     return not fields or fields[0] == "Z"
 
 
@@ -183,13 +183,13 @@ def test_a_number_that_was_used_again_is_left_alone(
         engine.start(a_process("sleep 60"))
         directory = running(engine, until)
         begun = json.loads((directory / "started.json").read_text())
-        forged = [{"rank": 0, "pid": stranger.pid, "start": keeper.started(stranger.pid) - 1}]
+        forged = [{"rank": 0, "pid": stranger.pid, "start": proc.started(stranger.pid) - 1}]
         (directory / "ranks.json").write_text(json.dumps(forged))
         os.kill(begun["pid"], signal.SIGKILL)
         end_of(engine, until)
-        leftovers.tell(stranger.pid, keeper.started(stranger.pid) - 1, signal.SIGKILL)
+        leftovers.tell(stranger.pid, proc.started(stranger.pid) - 1, signal.SIGKILL)
         assert stranger.poll() is None
-        leftovers.tell(stranger.pid, keeper.started(stranger.pid), signal.SIGKILL)
+        leftovers.tell(stranger.pid, proc.started(stranger.pid), signal.SIGKILL)
         assert stranger.wait(5) == -signal.SIGKILL
 
 
@@ -203,7 +203,7 @@ def test_after_a_restart_of_the_machine_it_is_lost_and_no_number_is_trusted(
         (directory / "exit.json").unlink()  # as if the power had gone before it was written
         begun = json.loads((directory / "started.json").read_text())
         (directory / "started.json").write_text(json.dumps(begun | {"boot": "another"}))
-        same = [{"rank": 0, "pid": stranger.pid, "start": keeper.started(stranger.pid)}]
+        same = [{"rank": 0, "pid": stranger.pid, "start": proc.started(stranger.pid)}]
         (directory / "ranks.json").write_text(json.dumps(same))
         end = engine.report("p1")
         assert (end.state, end.exit_code) == ("exited", None)

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from finery.core.compute import Process, Report
-from finery.engines import keeper, local, warm
+from finery.engines import local, proc, warm
 from finery.engines.local import LocalEngine
 
 Until = Callable[..., object]
@@ -61,8 +61,14 @@ def end_of(engine: LocalEngine, until: Until, id: str = "p1") -> Report:
 
 
 def gone(pid: int) -> bool:
-    fields = keeper.stat(pid)
+    fields = proc.stat(pid)
     return not fields or fields[0] == "Z"
+
+
+def freeze(parent: int) -> None:
+    """Stop the parent and the keeper that it has ready."""
+    for pid in [parent, *proc.children(parent)]:
+        os.kill(pid, signal.SIGSTOP)
 
 
 SEEN = """
@@ -128,6 +134,7 @@ def test_when_the_parent_dies_its_processes_go_on_and_the_next_starts_cold(
     until(lambda: ready.log("p1") == b"True\n")
     assert ready._warm._pid
     os.kill(ready._warm._pid, signal.SIGKILL)
+    until(lambda: not ready._warm.ready())
     ready.start(a_module("print('ran', warm)", id="p2"))
     assert end_of(ready, until, "p2").exit_code == 0
     assert ready.log("p2") == b"ran False\n"
@@ -140,14 +147,15 @@ def test_when_the_parent_is_stuck_the_process_starts_cold_and_only_once(
 ) -> None:
     parent = ready._warm._pid
     assert parent
-    os.kill(parent, signal.SIGSTOP)
+    freeze(parent)
     ready.start(a_module("print('ran', warm)"))
     assert ready.report("p1").state == "starting"
     ready._handed.clear()  # else the parent would be ended, and could not come back to life
     with monkeypatch.context() as patched:
         patched.setattr(local, "PATIENCE", 0.0)
         end_of(ready, until)
-    os.kill(parent, signal.SIGCONT)
+    for pid in [parent, *proc.children(parent)]:
+        os.kill(pid, signal.SIGCONT)
     ready.start(a_module("print('next', warm)", id="p2"))
     end_of(ready, until, "p2")
     assert ready.log("p1") == b"ran False\n"
@@ -159,7 +167,7 @@ def test_a_stuck_parent_is_ended(
 ) -> None:
     parent = ready._warm._pid
     assert parent
-    os.kill(parent, signal.SIGSTOP)
+    freeze(parent)
     ready.start(a_module("print('ran', warm)"))
     monkeypatch.setattr(local, "PATIENCE", 0.0)
     end_of(ready, until)

@@ -11,20 +11,23 @@ Files, each written whole or not at all:
 `ranks.json` the ranks' pids and start times, before any of them runs a line;
 `limits.json` which limits hold, and by what means; `exit.json` how it ended.
 
-Standard library only, as little of it as will do, and no import of our own: its
-start is on the path of every job.  `warm.py` runs `keep` too, with a `launch` of
+Standard library only, as little of it as will do, and of our own only `limits.py`
+and `proc.py`: its start is on the path of every job.  `warm.py` runs `keep` too, with a `launch` of
 its own.  What the files mean to a server is in `local.py`.
 """
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import json
 import os
 import signal
 import sys
 import time
+
+if not __package__:  # run as a file, by an interpreter that knows of no packages
+    sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+from finery.engines import limits, proc
 
 TYPE_CHECKING = False  # importing `typing` would cost as much as the rest of this file
 if TYPE_CHECKING:
@@ -33,7 +36,6 @@ if TYPE_CHECKING:
 
     Launch = Callable[[dict[str, Any], dict[str, str]], NoReturn]
 
-DEATH_SIGNAL, NAME, SUBREAPER = 1, 15, 36  # prctl's numbers (linux/prctl.h)
 HEEDED = {signal.SIGCHLD, signal.SIGTERM}
 BLOCKED = HEEDED | {signal.SIGINT, signal.SIGHUP}
 # What a server may have set otherwise, and a process expects as it was.
@@ -90,7 +92,12 @@ def claim(directory: str) -> int | None:
     reserve = os.open(f"{directory}/exit.part", os.O_WRONLY | os.O_CREAT, 0o600)
     os.write(reserve, b" " * RESERVED)
     os.close(reserve)
-    me = {"boot": boot(), "pid": os.getpid(), "start": started(os.getpid()), "at": time.time()}
+    me = {
+        "boot": proc.boot(),
+        "pid": os.getpid(),
+        "start": proc.started(os.getpid()),
+        "at": time.time(),
+    }
     record(directory, "started.json", me, durable=True)  # or it might run twice
     return lock
 
@@ -119,16 +126,18 @@ class Keeper:
         if os.path.exists(f"{self.directory}/stop"):
             self.code, self.reason = -signal.SIGTERM, "stopped before it began"
             return
-        control(SUBREAPER, 1)  # what a rank leaves behind comes to us
-        self.group = enclose(self.asked)
-        record(self.directory, "limits.json", limits(self.asked, self.group))
+        proc.control(proc.SUBREAPER, 1)  # what a rank leaves behind comes to us
+        self.group = limits.enclose(self.asked)
+        record(self.directory, "limits.json", limits.told(self.asked, self.group))
         if self.asked["timeout"] is not None:
             self.deadline = time.monotonic() + self.asked["timeout"]
         held, go = os.pipe()
         for rank in range(self.asked["ranks"]):
             self.ranks[self.fork(rank, held, go)] = rank
         os.close(held)
-        ranks = [{"rank": n, "pid": pid, "start": started(pid)} for pid, n in self.ranks.items()]
+        ranks = [
+            {"rank": n, "pid": pid, "start": proc.started(pid)} for pid, n in self.ranks.items()
+        ]
         record(self.directory, "ranks.json", ranks)
         self.post_guard()
         os.write(go, b"g" * len(ranks))
@@ -143,7 +152,7 @@ class Keeper:
         try:
             os.close(go)
             os.setsid()
-            control(DEATH_SIGNAL, signal.SIGKILL)
+            proc.control(proc.DEATH_SIGNAL, signal.SIGKILL)
             if os.getppid() != keeper or not os.read(held, 1):
                 os._exit(125)  # the keeper died first, so nobody knows of us
             os.close(held)
@@ -163,8 +172,10 @@ class Keeper:
         for file in (log, nothing, self.lock):
             os.close(file)  # one that is forked warm does not execute, which would close them
         if self.group:
-            write(f"{self.group}/cgroup.procs", "0")
-        write("/proc/self/oom_score_adj", "500", missing_ok=True)  # rather us than the server
+            limits.write(f"{self.group}/cgroup.procs", "0")
+        limits.write(
+            "/proc/self/oom_score_adj", "500", missing_ok=True
+        )  # rather us than the server
         os.chdir(asked["cwd"])
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         env = asked["env"] | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
@@ -208,7 +219,7 @@ class Keeper:
             rank = self.ranks.pop(ended.si_pid, None)
             if rank is not None:
                 # The rest of its group goes too, while the dead leader still holds the number.
-                kill_group(ended.si_pid, signal.SIGKILL)
+                proc.kill_group(ended.si_pid, signal.SIGKILL)
             _, status = os.waitpid(ended.si_pid, 0)
             if rank is not None:
                 self.note(rank, os.waitstatus_to_exitcode(status))
@@ -223,7 +234,7 @@ class Keeper:
                 self.end(f"rank {rank} ended with {code}")
 
     def weigh(self, allowed: int) -> None:
-        used = memory_of(set(self.ranks), unless_under=allowed)
+        used = proc.memory_of(proc.descendants(os.getpid()), unless_under=allowed)
         if used > allowed:
             self.end(f"used {used >> 20} MiB of memory, more than its {allowed >> 20} MiB")
 
@@ -238,7 +249,7 @@ class Keeper:
 
     def signal_all(self, number: int) -> None:
         for pid in self.ranks:  # not reaped yet, so the number is still theirs
-            kill_group(pid, number)
+            proc.kill_group(pid, number)
 
     def post_guard(self) -> None:
         """Set a shell to kill the ranks' groups should this keeper be killed.
@@ -289,8 +300,10 @@ class Keeper:
         self.dismiss_guard()
         self.clear()
         if self.group:
-            dissolve(self.group)
-        end = {"code": self.code, "timed_out": self.timed_out, "reason": self.reason}
+            if not self.reason and limits.ran_out(self.group):
+                self.reason = f"used more than its {self.asked['memory'] >> 20} MiB of memory"
+            limits.dissolve(self.group)
+        end = {"code": self.code, "timed_out": self.timed_out, "reason": self.reason[:500]}
         last_word(self.directory, json.dumps(end | {"at": time.time()}))
 
     def clear(self) -> None:
@@ -298,11 +311,11 @@ class Keeper:
         patience = time.monotonic() + 5
         while time.monotonic() < patience:
             self.reap()
-            left = children(os.getpid())
+            left = proc.children(os.getpid())
             if not left:
                 return
             for pid in left:
-                kill(pid, signal.SIGKILL)
+                proc.kill(pid, signal.SIGKILL)
             signal.sigtimedwait({signal.SIGCHLD}, 0.1)
 
 
@@ -354,160 +367,6 @@ def last_word(directory: str, text: str, *, pause: float = 1.0) -> None:
         except OSError as error:
             print(f"cannot write exit.json: {error}", file=sys.stderr, flush=True)
             time.sleep(pause)
-
-
-def boot() -> str:
-    """Tell this start of the machine from every other."""
-    with open("/proc/sys/kernel/random/boot_id") as file:
-        return file.read().strip()
-
-
-def stat(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat from the third on; none where there is no such process."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].decode().split()
-    except (FileNotFoundError, ProcessLookupError):
-        return []
-
-
-def started(pid: int) -> int:
-    """When it started, in ticks since boot: with the pid, who it is.  0: nobody."""
-    fields = stat(pid)
-    return int(fields[19]) if fields else 0
-
-
-def children(pid: int) -> list[int]:
-    try:
-        with open(f"/proc/{pid}/task/{pid}/children") as file:
-            return [int(word) for word in file.read().split()]
-    except OSError:
-        return []
-
-
-def memory_of(sessions: set[int], *, unless_under: int) -> int:
-    """Bytes of memory of its own that the processes of these sessions hold.
-
-    0 where a cheap look shows that it is under the limit.
-    """
-    stats = {int(name): stat(int(name)) for name in os.listdir("/proc") if name.isdigit()}
-    members = {pid: f for pid, f in stats.items() if f and int(f[3]) in sessions}
-    pages = sum(int(fields[21]) for fields in members.values())
-    if pages * os.sysconf("SC_PAGE_SIZE") <= unless_under:
-        return 0
-    used = 0
-    for pid in members:
-        try:
-            with open(f"/proc/{pid}/smaps_rollup") as file:
-                lines = [line.split() for line in file]
-        except OSError:
-            continue
-        # Shares of pages, so that forked workers do not count their parent's memory again.
-        used += sum(int(line[1]) for line in lines if line[0] in ("Pss_Anon:", "Pss_Shmem:"))
-    return used * 1024
-
-
-def limits(asked: dict[str, Any], group: str | None) -> dict[str, Any]:
-    """Say which limit holds by what means, in words for whoever asked."""
-    cpus, memory = asked["cpus"], asked["memory"]
-    by_cpu = "none asked" if cpus is None else "threads"
-    by_memory = "none asked" if memory is None else "watched"
-    if group:
-        by_cpu, by_memory = (x if x == "none asked" else "cgroup" for x in (by_cpu, by_memory))
-    means = {
-        "none asked": "no limit was asked for",
-        "cgroup": "enforced by a control group",
-        "threads": "not enforced (no control group is ours to make): OMP_NUM_THREADS says it",
-        "watched": "measured every second (no control group is ours to make); ended when over it",
-    }
-    said = [f"processors: {cpus or 'all'}, {means[by_cpu]}"]
-    said += [f"memory: {memory or 'all'} bytes, {means[by_memory]}"]
-    return {"cpus": by_cpu, "memory": by_memory, "group": group, "said": "; ".join(said)}
-
-
-def enclose(asked: dict[str, Any], root: str = "/sys/fs/cgroup") -> str | None:
-    """Make a control group (version 2) with the limits asked for, where one is ours to make."""
-    if asked["cpus"] is None and asked["memory"] is None:
-        return None
-    try:
-        with open("/proc/self/cgroup") as file:
-            own = root + [line[3:].strip() for line in file if line.startswith("0::")][0]
-    except (OSError, IndexError):
-        return None
-    above = os.path.dirname(own)
-    for parent in [own.rstrip("/")] + ([above] if delegated(above) else []):
-        group = f"{parent}/{asked['name']}"
-        try:
-            write(f"{parent}/cgroup.subtree_control", "+cpu +memory")
-            os.mkdir(group)
-        except OSError:
-            continue
-        try:
-            if asked["memory"] is not None:
-                write(f"{group}/memory.max", str(asked["memory"]))
-                write(f"{group}/memory.oom.group", "1")
-            if asked["cpus"] is not None:
-                write(f"{group}/cpu.max", f"{int(asked['cpus'] * 100_000)} 100000")
-            return group
-        except OSError:
-            dissolve(group)
-    return None
-
-
-def delegated(group: str) -> bool:
-    """Say whether systemd gave this control group away (Delegate=, DelegateSubgroup=)."""
-    for name in ("user.delegate", "trusted.delegate"):
-        try:
-            if os.getxattr(group, name) == b"1":
-                return True
-        except OSError:
-            continue
-    return False
-
-
-def dissolve(group: str) -> None:
-    """Kill what is in a control group and remove it; gone already is fine."""
-    write(f"{group}/cgroup.kill", "1", missing_ok=True)
-    for _ in range(50):
-        try:
-            os.rmdir(group)
-            return
-        except FileNotFoundError:
-            return
-        except OSError:
-            time.sleep(0.02)  # what was killed is not gone at once
-
-
-def write(path: str, text: str, *, missing_ok: bool = False) -> None:
-    try:
-        file = os.open(path, os.O_WRONLY)
-        try:
-            os.write(file, text.encode())
-        finally:
-            os.close(file)
-    except OSError:
-        if not missing_ok:
-            raise
-
-
-def kill(pid: int, number: int) -> None:
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        pass
-
-
-def kill_group(pid: int, number: int) -> None:
-    try:
-        os.killpg(pid, number)
-    except ProcessLookupError:
-        pass
-
-
-def control(option: int, value: int | bytes) -> None:
-    """prctl(2), which Python has no name for."""
-    argument = ctypes.c_char_p(value) if isinstance(value, bytes) else ctypes.c_ulong(value)
-    ctypes.CDLL(None).prctl(option, argument, 0, 0, 0)
 
 
 if __name__ == "__main__":

@@ -14,14 +14,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from finery.engines import keeper
+from finery.engines import proc
 
 PASSES = 5  # a process may start another while we look
 
 
 def tell(pid: int, start: int, number: signal.Signals) -> None:
     """Send a signal to the process with this number and start time; gone already is fine."""
-    _send(pid, number, lambda: keeper.started(pid) == start)
+    _send(pid, number, lambda: proc.started(pid) == start)
 
 
 def end(directory: Path, name: str, *, ranks: list[dict[str, Any]]) -> None:
@@ -31,8 +31,8 @@ def end(directory: Path, name: str, *, ranks: list[dict[str, Any]]) -> None:
     since the system shows for it the environment of the warm parent.
     """
     for rank in ranks:
-        if keeper.started(rank["pid"]) == rank["start"]:
-            keeper.kill_group(rank["pid"], signal.SIGKILL)
+        if proc.started(rank["pid"]) == rank["start"]:
+            proc.kill_group(rank["pid"], signal.SIGKILL)
     variable = f"FINERY_PROCESS_DIR={directory}".encode()
     for _ in range(PASSES):
         found = [pid for pid in _pids() if _bears(pid, variable, name)]
@@ -49,7 +49,7 @@ def _pids() -> list[int]:
 def _bears(pid: int, variable: bytes, name: str) -> bool:
     try:
         if Path(f"/proc/{pid}/comm").read_text().strip() == name:
-            return keeper.stat(pid)[0] != "Z"
+            return proc.stat(pid)[0] != "Z"
         return variable in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     except (OSError, IndexError):
         return False

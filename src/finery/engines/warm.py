@@ -13,6 +13,7 @@ cold by the engine, and the keeper's lock sees to it that only one of them runs.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
 import importlib
 import logging
@@ -28,7 +29,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from finery.engines import keeper
+from finery.engines import keeper, proc
 
 # What the recipes use, and by the names they use, since transformers imports by name.
 STACK = (
@@ -36,6 +37,7 @@ STACK = (
     ",transformers:AutoModelForCausalLM:AutoTokenizer:AutoProcessor:Trainer:TrainingArguments"
     ":Phi3ForCausalLM:GenerationConfig:TrainerCallback"
     ",peft:LoraConfig:PeftModel:get_peft_model,trl:SFTTrainer:SFTConfig,mlflow"
+    ",tabulate"  # torch imports it when a program ends, for a table that nobody asked for
 )
 # Read once, when the stack is imported: where these differ the parent cannot stand in.
 FIXED = ("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "TORCH", "PYTORCH_", "DATASETS_", "PYTHON",
@@ -142,8 +144,9 @@ class Parent:
         if self._channel is not None:
             self._channel.close()
         if self._pid is not None:
-            keeper.kill(self._pid, signal.SIGKILL)  # not waited for yet, so the number is its own
-            os.waitpid(self._pid, 0)
+            proc.kill(self._pid, signal.SIGKILL)  # not waited for yet, so the number is its own
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(self._pid, 0)
         self._channel, self._pid, self._ready = None, None, False
 
 
@@ -184,18 +187,25 @@ def load(module: str, *names: str) -> None:
 
 
 def serve(channel: socket.socket, idle: float) -> None:
-    """Fork a keeper for each request, until the server is gone or `idle` seconds are over."""
+    """Keep one keeper ready, until the server is gone or nothing came for `idle` seconds.
+
+    The keeper takes its request from the channel itself: forking it is not on the
+    path of the job that it keeps.
+    """
+    patience: float | None = idle
     while True:
         reap()
-        if not select.select([channel], [], [], idle)[0]:
-            channel.shutdown(socket.SHUT_RD)  # no more; what has come already is carried out
-            idle = 0.0
-        request = channel.recv(65536)
-        if not request:
-            return
+        taken, take = os.pipe()
         if os.fork() == 0:
-            channel.close()
-            lead(os.fsdecode(request))
+            os.close(taken)
+            stand_by(channel, take)
+        os.close(take)
+        if not select.select([taken], [], [], patience)[0]:
+            channel.shutdown(socket.SHUT_RD)  # no more; what has come already is carried out
+            patience = None
+        if not os.read(taken, 1):
+            return  # it ended without a request: the channel is closed
+        os.close(taken)
 
 
 def reap() -> None:
@@ -207,11 +217,18 @@ def reap() -> None:
         pass
 
 
-def lead(directory: str) -> NoReturn:
-    """In the fork: be the keeper of `directory`."""
+def stand_by(channel: socket.socket, take: int) -> NoReturn:
+    """In the fork: wait for a request, then be the keeper that it asks for."""
     try:
-        os.setsid()
-        keeper.keep(directory, become)
+        proc.control(proc.DEATH_SIGNAL, signal.SIGKILL)  # with its parent, until it has work
+        request = channel.recv(65536)
+        if request:
+            proc.control(proc.DEATH_SIGNAL, 0)
+            channel.close()
+            os.write(take, b"t")
+            os.close(take)
+            os.setsid()
+            keeper.keep(os.fsdecode(request), become)
     except BaseException:
         traceback.print_exc()
     finally:
@@ -221,7 +238,7 @@ def lead(directory: str) -> NoReturn:
 def become(asked: dict[str, Any], env: dict[str, str]) -> NoReturn:
     """In the job's own process: be `python -m MODULE ARGUMENTS`."""
     _, _, module, *arguments = asked["command"]
-    keeper.control(keeper.NAME, asked["name"].encode())
+    proc.control(proc.NAME, asked["name"].encode())
     os.environ.clear()
     os.environ.update(env)
     sys.argv = [module, *arguments]
