@@ -265,6 +265,8 @@ def _url_in(house: House, workspace: Workspace, text: str) -> str:
     if len(words) < 2 or words[0] != "blob":
         raise Invalid(f"{text!r} is not the address of a blob of this server", target="uri")
     scope, rest = words[1].split(".blob.")[0], words[2:]
+    if scope in DATASTORES:  # the SDK drops the account from the address of a Docker context
+        scope, rest = workspace.id, words[1:]
     store = parts.username or (rest.pop(0) if rest else "")
     if scope != workspace.id:
         raise NotSupported(f"{text!r} is in another workspace: copy the data to this one first")

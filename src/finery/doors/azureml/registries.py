@@ -81,7 +81,9 @@ def _read(routes: APIRouter, house: House, kind: str, path: str) -> None:
 
     @routes.get(f"{one}/versions")
     def list_versions(request: Request, registry: str, name: str, caller: Caller = who) -> Response:
-        return workspace_assets.versions_page(house, request, _known(registry), kind, name)
+        if assets.find_name(house.store, _known(registry), kind, name) is None:
+            return wire.listed(request, [])  # not 404: the SDK takes only an empty list for "none"
+        return workspace_assets.versions_page(house, request, REGISTRY, kind, name)
 
     @routes.get(f"{one}/versions/{{version}}")
     @routes.get(f"{one}/labels/{{version}}")

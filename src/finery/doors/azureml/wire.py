@@ -221,12 +221,14 @@ def limit(request: Request, most: int = 100) -> int:
 def archived(request: Request) -> bool | None:
     """Return `listViewType` as the core's `archived`: only those, only others, or both."""
     text = request.query_params.get("listViewType") or "ActiveOnly"
-    if text.lower() not in VIEWS:
+    # The registry's client sends the name of its own enum: `ListViewType.ACTIVE_ONLY`.
+    said = text.rpartition(".")[2].replace("_", "").lower()
+    if said not in VIEWS:
         raise Invalid(
             f"listViewType is {text!r}; it must be ActiveOnly, ArchivedOnly or All",
             target="listViewType",
         )
-    return VIEWS[text.lower()]
+    return VIEWS[said]
 
 
 def page_out(request: Request, page: Page[T], item_out: Callable[[T], Any]) -> Response:
