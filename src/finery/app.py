@@ -44,6 +44,7 @@ from finery.doors.azureml import (
     endpoints,
     history,
     jobs,
+    registries,
     storage,
 )
 from finery.doors.azureml import wire as azureml_wire
@@ -65,12 +66,14 @@ ROUTERS: tuple[Callable[[House], APIRouter], ...] = (
     azureml_workspaces.router,
     datastores.router,
     compute.router,
+    registries.router,
     endpoints.router,
     history.router,
     storage.router,
     scoring.router,
     openai_chat.router,
     pages.router,
+    cloud.refusals,  # last: what no other route of the Azure ML door knows
 )
 
 # Path prefix -> who words a failure; the first that fits.
