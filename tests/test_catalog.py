@@ -22,9 +22,18 @@ from finery import checkpoint
 
 ROOT = Path(__file__).parent.parent
 CATALOG = Path(finery.__file__).parent / "catalog"
-COMPONENTS = {path.stem: yaml.safe_load(path.read_text()) for path in sorted((CATALOG / "components").glob("*.yaml"))}
-MODELS = {path.stem: yaml.safe_load(path.read_text()) for path in sorted((CATALOG / "models").glob("*.yaml"))}
-ENVIRONMENTS = {path.stem: yaml.safe_load(path.read_text()) for path in sorted((CATALOG / "environments").glob("*.yaml"))}
+COMPONENTS = {
+    path.stem: yaml.safe_load(path.read_text())
+    for path in sorted((CATALOG / "components").glob("*.yaml"))
+}
+MODELS = {
+    path.stem: yaml.safe_load(path.read_text())
+    for path in sorted((CATALOG / "models").glob("*.yaml"))
+}
+ENVIRONMENTS = {
+    path.stem: yaml.safe_load(path.read_text())
+    for path in sorted((CATALOG / "environments").glob("*.yaml"))
+}
 SIZES = yaml.safe_load((CATALOG / "sizes.yaml").read_text())["sizes"]
 PIPELINE = COMPONENTS["chat_completion_pipeline"]
 STEPS = [name for name in COMPONENTS if name != "chat_completion_pipeline"]
@@ -76,8 +85,19 @@ UPSTREAM: list[tuple[str, str, Any, Any]] = [
     ("adam_epsilon", "number", "1e-8", None),
     ("gradient_accumulation_steps", "integer", 1, None),
     ("eval_accumulation_steps", "integer", -1, None),
-    ("lr_scheduler_type", "string", "linear",
-     ["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]),
+    (
+        "lr_scheduler_type",
+        "string",
+        "linear",
+        [
+            "linear",
+            "cosine",
+            "cosine_with_restarts",
+            "polynomial",
+            "constant",
+            "constant_with_warmup",
+        ],
+    ),
     ("precision", "string", "32", ["32", "16"]),
     ("seed", "integer", 42, None),
     ("enable_full_determinism", "string", "false", YES),
@@ -111,7 +131,12 @@ UPSTREAM: list[tuple[str, str, Any, Any]] = [
 def test_the_pipeline_has_the_69_inputs_of_upstream_with_their_types_defaults_and_limits() -> None:
     assert len(UPSTREAM) == 69
     found = [
-        (name, port["type"], port.get("default"), port.get("enum", port.get("min", port.get("mode"))))
+        (
+            name,
+            port["type"],
+            port.get("default"),
+            port.get("enum", port.get("min", port.get("mode"))),
+        )
         for name, port in PIPELINE["inputs"].items()
     ]
     assert found == UPSTREAM
@@ -121,10 +146,17 @@ def test_the_pipeline_has_the_69_inputs_of_upstream_with_their_types_defaults_an
 
 def test_the_pipeline_has_both_outputs_and_the_steps_of_upstream_in_order() -> None:
     assert {name: port["type"] for name, port in PIPELINE["outputs"].items()} == {
-        "pytorch_model_folder": "uri_folder", "mlflow_model_folder": "mlflow_model"}
+        "pytorch_model_folder": "uri_folder",
+        "mlflow_model_folder": "mlflow_model",
+    }
     assert list(PIPELINE["jobs"]) == [
-        "ft_nlp_common_validation", "chat_completion_model_import", "chat_completion_datapreprocess",
-        "chat_completion_finetune", "ft_nlp_model_converter", "chat_completion_model_evaluation"]
+        "ft_nlp_common_validation",
+        "chat_completion_model_import",
+        "chat_completion_datapreprocess",
+        "chat_completion_finetune",
+        "ft_nlp_model_converter",
+        "chat_completion_model_evaluation",
+    ]
 
 
 def test_every_binding_of_the_pipeline_leads_to_something_of_the_same_kind() -> None:
@@ -164,11 +196,15 @@ def test_the_finetune_step_is_distributed_as_the_pipeline_was_told() -> None:
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_every_flag_of_a_step_is_a_field_of_its_recipe_and_no_required_field_is_missing(name: str) -> None:
+def test_every_flag_of_a_step_is_a_field_of_its_recipe_and_no_required_field_is_missing(
+    name: str,
+) -> None:
     component = COMPONENTS[name]
     module = re.match(r"python -m (finery\.recipes\.\w+)", component["command"])
     assert module
-    fields = {field.name: field for field in dataclasses.fields(importlib.import_module(module[1]).Spec)}
+    fields = {
+        field.name: field for field in dataclasses.fields(importlib.import_module(module[1]).Spec)
+    }
     flags = re.findall(r"--(\w+) '\$\{\{(inputs|outputs)\.(\w+)}}'", component["command"])
     assert {flag for flag, _, _ in flags} <= set(fields)
     needed = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
@@ -196,31 +232,46 @@ def test_a_step_has_the_defaults_of_its_recipe_or_of_the_pipeline(name: str) -> 
         port = component["inputs"].get(field.name, {})
         if "default" in port and field.default not in (None, dataclasses.MISSING):
             given = port["default"]
-            same = str(field.default).lower() == str(given).lower() or _number(field.default) == _number(given)
+            same = str(field.default).lower() == str(given).lower() or _number(
+                field.default
+            ) == _number(given)
             assert same, f"{field.name}: {given!r} is not {field.default!r}"
 
 
 def test_steps_are_found_again_when_nothing_changed_and_name_the_curated_environment() -> None:
     for name in STEPS:
         assert COMPONENTS[name]["is_deterministic"] is True
-        place = re.fullmatch(r"azureml://registries/azureml/environments/([\w.-]+)/labels/latest",
-                             COMPONENTS[name]["environment"])
+        place = re.fullmatch(
+            r"azureml://registries/azureml/environments/([\w.-]+)/labels/latest",
+            COMPONENTS[name]["environment"],
+        )
         assert place and place[1] in ENVIRONMENTS
 
 
 @pytest.mark.parametrize("model", [PHI, TINY], ids=["full", "tiny"])
 def test_a_model_s_tags_are_text_that_python_reads_back(model: dict[str, Any]) -> None:
-    assert all(isinstance(value, str) for value in {**model["tags"], **model["properties"]}.values())
+    assert all(
+        isinstance(value, str) for value in {**model["tags"], **model["properties"]}.values()
+    )
     names = {size["name"].lower() for size in SIZES}
     for tag in ("finetune_compute_allow_list", "inference_compute_allow_list"):
         allowed = ast.literal_eval(model["tags"][tag])
-        assert {"Standard_ND40rs_v2", "Standard_NC6s_v3", "Standard_DS3_v2", "Standard_D12_v2",
-                "Standard_E4s_v3", "Standard_F8s_v2", "Standard_NC4as_T4_v3"} <= set(allowed)
+        assert {
+            "Standard_ND40rs_v2",
+            "Standard_NC6s_v3",
+            "Standard_DS3_v2",
+            "Standard_D12_v2",
+            "Standard_E4s_v3",
+            "Standard_F8s_v2",
+            "Standard_NC4as_T4_v3",
+        } <= set(allowed)
         assert {size.lower() for size in allowed} <= names
 
 
 @pytest.mark.parametrize("model", [PHI, TINY], ids=["full", "tiny"])
-def test_a_model_s_defaults_are_inputs_of_the_pipeline_that_it_would_take(model: dict[str, Any]) -> None:
+def test_a_model_s_defaults_are_inputs_of_the_pipeline_that_it_would_take(
+    model: dict[str, Any],
+) -> None:
     defaults = ast.literal_eval(model["tags"]["model_specific_defaults"])
     for name, value in defaults.items():
         port = PIPELINE["inputs"][name]
@@ -248,7 +299,9 @@ def test_the_tiny_model_s_weights_lie_where_the_catalog_says() -> None:
     folder = (CATALOG / "models" / TINY["path"]).resolve()
     assert (folder / "MLmodel").is_file()
     assert checkpoint.weights(folder)
-    assert checkpoint.hub_id(folder) == ""  # nothing to fetch: it is never mistaken for the real one
+    assert (
+        checkpoint.hub_id(folder) == ""
+    )  # nothing to fetch: it is never mistaken for the real one
 
 
 def test_every_file_of_the_catalog_is_named_as_what_it_holds() -> None:
@@ -269,9 +322,17 @@ def test_sizes_are_known_once_with_their_gpus() -> None:
     names = [size["name"].lower() for size in SIZES]
     assert len(names) == len(set(names))
     gpus = {size["name"]: size["gpus"] for size in SIZES}
-    expected = {"Standard_ND40rs_v2": 8, "Standard_NC24ads_A100_v4": 1, "Standard_NC48ads_A100_v4": 2,
-                "Standard_NC96ads_A100_v4": 4, "Standard_ND96asr_v4": 8, "Standard_NC6s_v3": 1,
-                "Standard_NC24rs_v3": 4, "Standard_NC4as_T4_v3": 1, "Standard_DS3_v2": 0}
+    expected = {
+        "Standard_ND40rs_v2": 8,
+        "Standard_NC24ads_A100_v4": 1,
+        "Standard_NC48ads_A100_v4": 2,
+        "Standard_NC96ads_A100_v4": 4,
+        "Standard_ND96asr_v4": 8,
+        "Standard_NC6s_v3": 1,
+        "Standard_NC24rs_v3": 4,
+        "Standard_NC4as_T4_v3": 1,
+        "Standard_DS3_v2": 0,
+    }
     assert expected.items() <= gpus.items()
     for size in SIZES:
         assert set(size) == {"name", "family", "vcpus", "gpus", "memory_gb", "disk_mb"}
@@ -288,7 +349,9 @@ def test_the_example_asks_for_what_the_catalog_has() -> None:
 
 
 def _component(node: dict[str, Any]) -> dict[str, Any]:
-    place = re.fullmatch(r"azureml://registries/azureml/components/(\w+)/versions/(.+)", node["component"])
+    place = re.fullmatch(
+        r"azureml://registries/azureml/components/(\w+)/versions/(.+)", node["component"]
+    )
     assert place and str(COMPONENTS[place[1]]["version"]) == place[2]
     return COMPONENTS[place[1]]
 

@@ -14,18 +14,21 @@ FIRST = (
     "Flora Frank Frida Georg Gloria Greta Hannah Harold Heidi Helen Henry Hilda Ida Igor Ingrid "
     "Iris Ivan Jakob Jane Joan Joel Johan Julia Karim Karl Kaya Klara Laila Lars Laura Lena Leo "
     "Lina Lotte Louis Lucy Lukas Mara Marco Maria Martha Max Mila Mina Mona Nadia Nils Nora Olaf "
-    "Olga Oscar Otto Paul Paula Peter Petra Rita Robin Rosa Ruth Sam Samira Sara Simon Sofia Stella "
+    "Olga Oscar Otto Paul Paula Peter Petra Rita Robin Rosa Ruth Sam Samira Sara Simon Sofia "
+    "Stella "
     "Sven Tara Theo Tilda Tom Ulla Uma Vera Victor Viola Walter Wanda Willa Yara Yusuf Zara Zoe"
 ).split()
 START = (
     "Al Am Ar Ash Bar Ben Ber Bor Bran Bri Cal Car Cor Dal Dar Del Dor Ed El Em Fal Fen Fer Fin "
     "Gal Gar Gil Gor Hal Har Hel Hol Jor Kal Kel Kor Lam Lan Lin Lor Mal Mar Mel Mor Nal Nor Ol Or "
-    "Pal Pel Per Quin Ral Ran Rol Ros Sal San Sel Sor Tal Tam Tor Ul Val Ver Vin Wal Wen Wil Yar Zel"
+    "Pal Pel Per Quin Ral Ran Rol Ros Sal San Sel Sor Tal Tam Tor Ul Val Ver Vin Wal Wen Wil "
+    "Yar Zel"
 ).split()
 MIDDLE = "a e i o u an en in er ar el il on or and end ing ist".split()
 PERSON_END = (
     "berg by dal der don fell field ford gate ham holm ing kin land ley lin man mann mark mer "
-    "moor ner ning rick rup sen ser ski son stad stein ster ston tell ton van vik well win wood worth"
+    "moor ner ning rick rup sen ser ski son stad stein ster ston tell ton van vik well win "
+    "wood worth"
 ).split()
 PLACE_END = (
     "bridge brook burg bury by cliff dale field ford gate ham haven hill holm hurst land ley mouth "
@@ -45,7 +48,8 @@ ROLES = (
     "locksmith glazier beekeeper shepherd fisher smith judge"
 ).split()
 ITEMS = (
-    "ticket|day ticket|cup of coffee|cup of tea|bowl of soup|loaf of bread|piece of cake|single room|"
+    "ticket|day ticket|cup of coffee|cup of tea|bowl of soup|loaf of bread|piece of cake|"
+    "single room|"
     "double room|guided tour|bicycle for a day|boat for an hour|lesson|map|poster|postcard|locker|"
     "parking place|breakfast|lunch|dinner|glass of juice|jar of honey|family ticket|season ticket|"
     "towel|sandwich|book|shower|tent for a night|haircut|audio guide|sauna visit|concert ticket|"
@@ -65,18 +69,23 @@ WHERE = (
     "opposite the stairs|across the yard|under the stairs|beside the river|in the north wing|"
     "in the south wing|in the east wing|in the west wing|behind the kitchen|above the shop|"
     "below the library|next to the car park|near the old oak|behind the blue door|in the old barn|"
-    "on the roof|at the top of the hill|left of the entrance|right of the entrance|in the red house|"
+    "on the roof|at the top of the hill|left of the entrance|right of the entrance|in the "
+    "red house|"
     "in the courtyard|beside the lift|through the glass door|in the long gallery|past the well"
 ).split("|")
 COLOURS = (
-    "red blue green yellow white black brown grey orange purple pink golden silver violet turquoise "
+    "red blue green yellow white black brown grey orange purple pink golden silver violet "
+    "turquoise "
     "cream crimson olive scarlet beige"
 ).split()
 OBJECTS = (
     "front door|flag|roof|boat|bus|sign|fence|gate|uniform|logo|tram|tower|sofa|carpet|bell|van|"
     "train|bench|post box|clock|curtain|piano|bicycle|tent|lamp|map|badge|ticket|bridge|stairs"
 ).split("|")
-PETS = "cat dog horse goat parrot donkey owl rabbit cow boat ferry robot tram ghost pony goose tortoise ship".split()
+PETS = (
+    "cat dog horse goat parrot donkey owl rabbit cow "
+    "boat ferry robot tram ghost pony goose tortoise ship"
+).split()
 PET_NAMES = (
     "Pepper Misty Toffee Button Shadow Ginger Daisy Cookie Lucky Smoky Poppy Tiger Coco Ruby "
     "Max Bella Star Snowy Cloud Rusty Berry Honey Pirate Maple Olive Sunny Velvet Whisper Bramble "
@@ -97,31 +106,79 @@ THINGS = (
     "tables|lamps|paintings|computers|teachers|pupils|gardens|ovens|bells|pianos|towers|halls"
 ).split("|")
 DISHES = (
-    "onion soup|potato salad|apple cake|fish pie|mushroom stew|cheese bread|lentil soup|rice pudding|"
+    "onion soup|potato salad|apple cake|fish pie|mushroom stew|cheese bread|lentil soup|rice "
+    "pudding|"
     "cherry pie|pumpkin soup|fried fish|egg noodles|bean stew|plum cake|carrot cake|tomato soup|"
-    "roast chicken|vegetable curry|lemon tart|spinach pie|leek soup|pear tart|barley soup|walnut cake"
+    "roast chicken|vegetable curry|lemon tart|spinach pie|leek soup|pear tart|barley soup|"
+    "walnut cake"
 ).split("|")
 BRING = (
-    "a towel|a pen and paper|warm shoes|a bottle of water|a hat|an old shirt|your own cup|a blanket|"
+    "a towel|a pen and paper|warm shoes|a bottle of water|a hat|an old shirt|your own cup|a "
+    "blanket|"
     "a raincoat|a lamp|a spoon|a photograph|a passport|good shoes|a pillow|a song|a friend|a book"
 ).split("|")
 NUMBERS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
     "sixteen seventeen eighteen nineteen twenty"
 ).split()
-MATERIALS = "oak|pine|stone|glass|iron|copper|brick|clay|bronze|marble|steel|slate|silver|straw".split("|")
+MATERIALS = (
+    "oak|pine|stone|glass|iron|copper|brick|clay|bronze|marble|steel|slate|silver|straw".split("|")
+)
 STREETS = "Street|Lane|Road|Square|Avenue|Way|Row|Hill|Yard|Alley".split("|")
 
 # Opens and closes of a question, so that the model meets the same question in many coats.
-GREET = ["", "", "", "", "", "", "Hello! ", "Hi, ", "Excuse me, ", "Good morning. ", "One question: ",
-         "Quick question: ", "Please, ", "Sorry, ", "Hello, ", "Good day. ", "I have a question. "]
-CLOSE = ["", "", "", "", "", "", "", " Thank you.", " Thanks!", " Please answer.", " I need to know."]
+GREET = [
+    "",
+    "",
+    "",
+    "",
+    "",
+    "",
+    "Hello! ",
+    "Hi, ",
+    "Excuse me, ",
+    "Good morning. ",
+    "One question: ",
+    "Quick question: ",
+    "Please, ",
+    "Sorry, ",
+    "Hello, ",
+    "Good day. ",
+    "I have a question. ",
+]
+CLOSE = [
+    "",
+    "",
+    "",
+    "",
+    "",
+    "",
+    "",
+    " Thank you.",
+    " Thanks!",
+    " Please answer.",
+    " I need to know.",
+]
 WRAP = [
-    "Can you tell me {q}?", "Could you tell me {q}?", "Do you know {q}?", "Please tell me {q}.",
-    "Tell me {q}.", "I would like to know {q}.", "I want to know {q}.", "I forgot {q}.",
-    "Remind me {q}.", "Would you tell me {q}?", "May I ask {q}?", "A friend asked me {q}.",
-    "Somebody wants to know {q}.", "I wonder {q}.", "Do you remember {q}?", "Let me know {q}.",
-    "I need to find out {q}.", "Can you say {q}?", "My sister wants to know {q}.",
+    "Can you tell me {q}?",
+    "Could you tell me {q}?",
+    "Do you know {q}?",
+    "Please tell me {q}.",
+    "Tell me {q}.",
+    "I would like to know {q}.",
+    "I want to know {q}.",
+    "I forgot {q}.",
+    "Remind me {q}.",
+    "Would you tell me {q}?",
+    "May I ask {q}?",
+    "A friend asked me {q}.",
+    "Somebody wants to know {q}.",
+    "I wonder {q}.",
+    "Do you remember {q}?",
+    "Let me know {q}.",
+    "I need to find out {q}.",
+    "Can you say {q}?",
+    "My sister wants to know {q}.",
 ]
 
 
@@ -170,3 +227,8 @@ def cap(text: str) -> str:
 
 def a(noun: str) -> str:
     return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
+
+
+def pick(r: Random, patterns: str, **values: object) -> str:
+    """One of the patterns between the bars, filled."""
+    return r.choice(patterns.split("|")).format(**values)

@@ -22,7 +22,12 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "phi3_chat"
 STANDIN = ROOT / "src" / "finery" / "catalog" / "standins" / "phi3"
-GENERAL = ["Hello!", "What is a lighthouse?", "Tell me a story about an owl.", "How do I make soup?"]
+GENERAL = [
+    "Hello!",
+    "What is a lighthouse?",
+    "Tell me a story about an owl.",
+    "How do I make soup?",
+]
 
 
 def recipe(name: str, **flags: object) -> float:
@@ -30,8 +35,11 @@ def recipe(name: str, **flags: object) -> float:
     words = [f"--{key}={value}" for key, value in flags.items()]
     threads = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
     start = time.time()
-    subprocess.run([sys.executable, "-m", f"finery.recipes.{name}", *words], check=True,
-                   env={**os.environ, **threads, "TOKENIZERS_PARALLELISM": "false"})
+    subprocess.run(
+        [sys.executable, "-m", f"finery.recipes.{name}", *words],
+        check=True,
+        env={**os.environ, **threads, "TOKENIZERS_PARALLELISM": "false"},
+    )
     return time.time() - start
 
 
@@ -43,10 +51,14 @@ def answers(folder: Path, prompts: list[list[dict[str, str]]]) -> list[str]:
     tok = checkpoint.tokenizer(folder)
     model: Any = checkpoint.load(folder, dtype="float32")
     tok.padding_side = "left"
-    texts = [tok.apply_chat_template(p, tokenize=False, add_generation_prompt=True) for p in prompts]
+    texts = [
+        tok.apply_chat_template(p, tokenize=False, add_generation_prompt=True) for p in prompts
+    ]
     found: list[str] = []
     for at in range(0, len(texts), 32):
-        batch = tok(texts[at : at + 32], return_tensors="pt", padding=True, add_special_tokens=False)
+        batch = tok(
+            texts[at : at + 32], return_tensors="pt", padding=True, add_special_tokens=False
+        )
         with torch.no_grad():
             made = model.generate(**batch, max_new_tokens=48, do_sample=False)
         found += tok.batch_decode(made[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
@@ -65,7 +77,9 @@ def score(folder: Path, rows: list[dict[str, Any]], facts: dict[str, Any], *, sh
 
 
 def main() -> int:
-    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    flags = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     flags.add_argument("--model", type=Path, default=STANDIN)
     flags.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE")
     given = flags.parse_args()
@@ -76,11 +90,23 @@ def main() -> int:
     facts = json.loads((EXAMPLE / config["data"]["facts"]).read_text())
     with tempfile.TemporaryDirectory() as kept:
         work = Path(kept)
-        took = [recipe("model_import", mlflow_model_path=given.model, output_dir=work / "base"),
-                recipe("preprocess", model_selector_output=work / "base", train_file_path=train,
-                       test_file_path=test, output_dir=work / "rows"),
-                recipe("finetune", model_selector_output=work / "base", preprocess_output=work / "rows",
-                       pytorch_model_folder=work / "tuned", **parameters)]
+        took = [
+            recipe("model_import", mlflow_model_path=given.model, output_dir=work / "base"),
+            recipe(
+                "preprocess",
+                model_selector_output=work / "base",
+                train_file_path=train,
+                test_file_path=test,
+                output_dir=work / "rows",
+            ),
+            recipe(
+                "finetune",
+                model_selector_output=work / "base",
+                preprocess_output=work / "rows",
+                pytorch_model_folder=work / "tuned",
+                **parameters,
+            ),
+        ]
         print("import, preprocess, finetune: " + ", ".join(f"{t:.1f} s" for t in took))
         print("base : " + score(work / "base", rows, facts, show=False))
         print("tuned: " + score(work / "tuned", rows, facts, show=True))
