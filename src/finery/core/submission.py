@@ -16,7 +16,7 @@ from finery.core import assets, compute, pipelines, ports, references
 from finery.core.assets import Asset
 from finery.core.errors import Invalid, NotFound
 from finery.core.files import Files
-from finery.core.jobs import Command, Input, Job, Pipeline, Step
+from finery.core.jobs import Command, Input, Job, Output, Pipeline, Step
 from finery.core.store import Store
 
 SERVERLESS = ("", "serverless")  # no queue of a name: this machine as it is
@@ -88,7 +88,7 @@ def _steps(place: _Place, pipeline: Pipeline, where: str) -> None:
 
 def _inner(component: Asset, given: Mapping[str, Input]) -> Pipeline:
     steps = {name: pipelines.step_from(doc) for name, doc in component.spec["steps"].items()}
-    outputs = {name: pipelines.Output() for name in component.spec["outputs"]}
+    outputs = {name: Output() for name in component.spec["outputs"]}
     return Pipeline(steps=steps, inputs=dict(given), outputs=outputs)
 
 
