@@ -70,8 +70,6 @@ ROUTERS: tuple[Callable[[House], APIRouter], ...] = (
     endpoints.router,
     history.router,
     storage.router,
-    scoring.router,
-    openai_chat.router,
     pages.router,
     cloud.refusals,  # last: what no other route of the Azure ML door knows
 )
@@ -184,6 +182,9 @@ def _doors(house: House) -> FastAPI:
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     for router in ROUTERS:
         app.include_router(router(house))
+    way_in = scoring.router(house)
+    app.include_router(way_in)
+    app.include_router(openai_chat.router(house, way_in))
 
     async def failure(request: Request, exc: Exception) -> Response:
         if isinstance(exc, pages.LoginNeeded):
