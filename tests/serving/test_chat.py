@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 
 from finery.serving import chat, check
 from finery.serving.chat import Chat, Limits, Scoring, Wish
+from finery.serving.host import Host
 from finery.serving.sampling import Choice
+from finery.serving.spec import Spec
 from finery.serving.wire import Refusal
 
 SETTINGS = SimpleNamespace(
@@ -22,7 +26,7 @@ BYE = [{"role": "user", "content": "bye"}]
 
 
 def read(body: Any, settings: Any = SETTINGS) -> Scoring:
-    return chat.scoring_in(body, settings, max_new=256)
+    return chat.scoring_in(body, settings, up_to=256)
 
 
 def test_the_guides_request_is_understood() -> None:
@@ -43,7 +47,7 @@ def test_the_guides_request_is_understood() -> None:
     assert scoring == Scoring(
         conversations=[HELLO],
         single=True,
-        wish=Wish(choice=Choice(temperature=0.6, top_p=0.9), max_new=200),
+        wish=Wish(choice=Choice(temperature=0.6, top_p=0.9), max_new=200, up_to=256),
         full_text=False,
     )
 
@@ -64,7 +68,7 @@ def test_messages_may_be_nested_or_not(given: Any, conversations: Any, single: b
 def test_messages_may_come_as_the_input_itself_with_params_beside_them() -> None:
     scoring = read({"input_data": HELLO, "params": {"max_new_tokens": 5, "temperature": 0.0}})
     assert scoring.conversations == [HELLO]
-    assert scoring.wish == Wish(choice=Choice(temperature=0.0), max_new=5)
+    assert scoring.wish == Wish(choice=Choice(temperature=0.0), max_new=5, up_to=256)
 
 
 @pytest.mark.parametrize(
@@ -212,6 +216,57 @@ def test_what_does_not_fit_is_refused_with_the_number_of_tokens(served: Chat) ->
     assert served.engine.waiting == served.engine.running == 0
 
 
+def test_where_no_length_is_asked_for_it_is_what_fits(served: Chat) -> None:
+    for up_to, expected in ((256, 121), (50, 50), (None, 121)):
+        answer = served._answer(HELLO, Wish(up_to=up_to), target="messages")
+        assert answer.conversation.max_new == expected
+
+
 def test_what_the_template_refuses_is_refused_with_its_words(served: Chat) -> None:
     with pytest.raises(Refusal, match="messages: .*system must be first"):
         served.start([*HELLO, {"role": "system", "content": "x"}], Wish(), target="messages")
+
+
+def told(served: Chat, story: Any, **spec: Any) -> None:
+    """Tell a story of requests to a host with that model, whose answers end at their length."""
+    served.engine._eos = frozenset()
+
+    async def whole() -> None:
+        host = Host(Spec(kind="chat", model="m", **spec), chat=served)
+        transport = httpx.ASGITransport(app=host)  # type: ignore[arg-type]
+        async with httpx.AsyncClient(transport=transport, base_url="http://host") as client:
+            await story(client)
+
+    asyncio.run(whole())
+
+
+LONG = {"messages": HELLO, "max_tokens": 110, "temperature": 0}
+
+
+def test_an_answer_that_takes_too_long_is_408_and_its_stream_ends_with_an_error(
+    served: Chat,
+) -> None:
+    async def story(client: httpx.AsyncClient) -> None:
+        late = await client.post("/v1/chat/completions", json=LONG)
+        assert late.status_code == 408
+        assert late.json()["error"]["message"] == "not answered within 1 ms"
+        body = {"input_data": HELLO, "params": {"max_new_tokens": 110}}
+        assert (await client.post("/score", json=body)).status_code == 408
+        stream = await client.post("/v1/chat/completions", json=LONG | {"stream": True})
+        last = stream.text.strip().splitlines()[-1].removeprefix("data: ")
+        assert json.loads(last)["error"]["message"] == "not answered within 1 ms"
+
+    told(served, story, request_timeout_ms=1)
+    assert served.engine.running == 0
+
+
+def test_as_many_are_answered_at_once_as_the_settings_allow(served: Chat) -> None:
+    async def story(client: httpx.AsyncClient) -> None:
+        calls = [client.post("/v1/chat/completions", json=LONG) for _ in range(3)]
+        answers = await asyncio.gather(*calls)
+        assert sorted(one.status_code for one in answers) == [200, 200, 429]
+        again = await client.post("/v1/chat/completions", json=LONG)
+        assert again.status_code == 200
+
+    limits = {"max_concurrent_requests": 2, "max_queue_wait_ms": 0}
+    told(served, story, request_timeout_ms=30_000, **limits)

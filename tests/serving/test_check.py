@@ -112,6 +112,7 @@ def test_positions_that_change_with_length_end_the_context_before_they_do() -> N
     assert loading._context(Config()) == 4096
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # of peft
 def test_an_adapter_is_served_on_its_base(phi3: Path, tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
 

@@ -46,9 +46,7 @@ def test_without_names_a_list_is_an_array_and_an_object_named_tensors() -> None:
     np.testing.assert_array_equal(found["x"], np.array([[1, 2]]))
 
 
-@pytest.mark.parametrize(
-    "given", ["text", 3, [[1], [2, 3]], {"columns": ["a"], "data": [[1, 2]]}]
-)
+@pytest.mark.parametrize("given", ["text", 3, [[1], [2, 3]], {"columns": ["a"], "data": [[1, 2]]}])
 def test_what_is_no_table_is_refused(given: Any) -> None:
     with pytest.raises(Refusal, match="input_data: "):
         pyfunc.data_in(given, columns=[])
@@ -77,9 +75,7 @@ mlflow.models.set_model(Twice())
 
 
 @pytest.mark.filterwarnings("ignore")  # mlflow's own, of several libraries
-def test_a_real_mlflow_model_is_served(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_real_mlflow_model_is_served(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import mlflow.pyfunc
     from mlflow.models import infer_signature
 

@@ -61,7 +61,9 @@ def hugging_face(folder: Path, *, template: bool) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("place", ["", "model", "data/model", "artifacts/model", "tuned/data/model"])
+@pytest.mark.parametrize(
+    "place", ["", "model", "data/model", "artifacts/model", "tuned/data/model"]
+)
 def test_a_checkpoint_with_a_chat_template_is_a_chat_model_in_any_layout(
     tmp_path: Path, place: str
 ) -> None:

@@ -25,10 +25,15 @@ Finish = Literal["stop", "length"]
 
 @dataclass(frozen=True, kw_only=True)
 class Wish:
-    """How an answer is to be made.  `max_new` None: as many tokens as the context leaves."""
+    """How an answer is to be made.
+
+    `max_new` tokens must fit; where it is None the answer may take as many as the
+    context leaves, but not more than `up_to`.
+    """
 
     choice: Choice = Choice()
     max_new: int | None = None
+    up_to: int | None = None
     stops: tuple[str, ...] = ()
     live: bool = False  # text is wanted as it comes
 
@@ -145,7 +150,7 @@ class Chat:
     def _answer(self, messages: Messages, wish: Wish, *, target: str) -> Answer:
         prompt = self.prompt(messages, target=target)
         room = self.limits.context - len(prompt)
-        wanted = max(room, 0) if wish.max_new is None else wish.max_new
+        wanted = min(room, wish.up_to or room) if wish.max_new is None else wish.max_new
         if room < 1 or wanted > room:
             said = f"{len(prompt)} tokens"
             if wish.max_new is not None:
@@ -211,7 +216,7 @@ async def score(chat: Chat, scoring: Scoring, answers: list[Answer]) -> Any:
     return outputs[0] if scoring.single else outputs
 
 
-def scoring_in(body: Any, settings: Any, *, max_new: int) -> Scoring:
+def scoring_in(body: Any, settings: Any, *, up_to: int) -> Scoring:
     """The request in a /score body; a Refusal names the field that is wrong."""
     document = fields.of(body, "the body", known=("input_data", "params"))
     if "input_data" not in document:
@@ -227,7 +232,7 @@ def scoring_in(body: Any, settings: Any, *, max_new: int) -> Scoring:
         fields.of(document.get("params") or {}, "params"),
         fields.of(held.get("parameters") or {}, "input_data.parameters"),
         settings=settings,
-        max_new=max_new,
+        up_to=up_to,
     )
     return Scoring(conversations=conversations, single=single, wish=wish, full_text=full_text)
 
@@ -255,7 +260,7 @@ PARAMETERS = (
 
 
 def _parameters(
-    outer: dict[str, Any], inner: dict[str, Any], *, settings: Any, max_new: int
+    outer: dict[str, Any], inner: dict[str, Any], *, settings: Any, up_to: int
 ) -> tuple[Wish, bool]:
     for place, held in (("params", outer), ("input_data.parameters", inner)):
         fields.of(held, place, known=PARAMETERS)
@@ -267,7 +272,8 @@ def _parameters(
         temperature = 1.0 if settings.temperature is None else settings.temperature
     wish = Wish(
         choice=choice(given, settings, temperature=temperature if do_sample else 0.0),
-        max_new=given.whole("max_new_tokens", low=1) or max_new,
+        max_new=given.whole("max_new_tokens", low=1),
+        up_to=up_to,
         stops=given.strings("stop"),
     )
     return wish, given.flag("return_full_text", False)

@@ -154,7 +154,7 @@ class Host:
 
         assert self._chat is not None
         body = wire.json_in(await self._body(exchange))
-        wanted = scoring.scoring_in(body, self._chat.settings, max_new=self.spec.max_new_tokens)
+        wanted = scoring.scoring_in(body, self._chat.settings, up_to=self.spec.max_new_tokens)
         async with self._place():
             answers = self._chat.start_all(
                 wanted.conversations, wanted.wish, target="input_data.input_string"

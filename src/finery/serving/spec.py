@@ -47,7 +47,7 @@ class Spec:
     max_batch: int = 0  # conversations answered together; 0: 16 on a CPU, 64 on a GPU
     max_context: int = 0  # tokens of prompt and answer; 0: what the model allows
     max_cache_bytes: int = 0  # of keys and values; 0: 4 GiB on a CPU, 40 % of a GPU
-    max_new_tokens: int = 256  # of an answer, where /score does not say
+    max_new_tokens: int = 256  # at most, where a call of /score does not say
     self_check: bool = True
     checks: str = ""  # a file of JSON lines with `messages`, used for the self-check
 
