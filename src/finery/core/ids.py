@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from finery.core.errors import Invalid
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
-_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,29}")
+_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def now() -> datetime:
@@ -48,7 +48,7 @@ def name(text: str, *, target: str = "name") -> str:
 def version(text: str, *, target: str = "version") -> str:
     if not _VERSION.fullmatch(text):
         raise Invalid(
-            f"{text[:80]!r} cannot be a version: 1 to 30 letters, digits, '.', '_' and '-'",
+            f"{text[:80]!r} cannot be a version: 1 to 64 letters, digits, '.', '_' and '-'",
             target=target,
         )
     return text
