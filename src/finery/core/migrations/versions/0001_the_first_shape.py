@@ -32,7 +32,7 @@ def upgrade() -> None:
         sa.Column("scope", sa.String(length=255), nullable=False),
         sa.Column("kind", sa.String(length=16), nullable=False),
         sa.Column("name", sa.String(length=255), nullable=False),
-        sa.Column("version", sa.String(length=30), nullable=False),
+        sa.Column("version", sa.String(length=64), nullable=False),
         sa.Column("type", sa.String(length=64), nullable=False),
         sa.Column("location", sa.String(), nullable=False),
         sa.Column("spec", sa.JSON(), nullable=False),
