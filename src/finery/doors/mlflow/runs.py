@@ -25,13 +25,21 @@ class Runs(SqlAlchemyStore):  # type: ignore[misc]  # MLflow's classes are untyp
     def create_experiment(
         self, name: str, artifact_location: str | None = None, tags: list[Any] | None = None
     ) -> str:
-        place = artifact_location or access.artifacts(self._workspace(), f"mlflow/{ids.new()}")
+        """What a client asks for: for this request's workspace, and its artifacts there."""
+        if not artifact_location:
+            return self.create_in(self._workspace(), name, tags=tags)
         base = access.artifacts(self._workspace(), "")
-        if not place.startswith(base) or "%" in place or ".." in place.split("/"):
+        parts = artifact_location.split("/")
+        if not artifact_location.startswith(base) or ".." in parts or "%" in artifact_location:
             with models.said():
                 raise errors.NotSupported(
-                    f"artifacts are kept on this server, below {base}: {place!r} is elsewhere. "
-                    "Leave artifact_location out",
+                    f"artifacts are kept on this server, below {base}: {artifact_location!r} "
+                    "is elsewhere. Leave artifact_location out",
                     target="artifact_location",
                 )
+        return str(super().create_experiment(name, artifact_location, tags))
+
+    def create_in(self, workspace: str, name: str, *, tags: list[Any] | None = None) -> str:
+        """Create an experiment whose artifacts are kept in that workspace."""
+        place = access.artifacts(workspace, f"mlflow/{ids.new()}")
         return str(super().create_experiment(name, place, tags))

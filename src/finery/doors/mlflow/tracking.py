@@ -40,7 +40,6 @@ class Tracking:
         self, house: House, *, load: Callable[[], Embedded], default: Callable[[], str]
     ) -> None:
         self._house, self._load, self._default = house, load, default
-        self._experiments: dict[str, str] = {}  # name -> id
 
     def open(self, job: Job) -> dict[str, str]:
         """Make sure that the job has a run, and return the environment that joins it."""
@@ -101,21 +100,17 @@ class Tracking:
         return f"{workspaces.by_id(self._house.store, job.workspace).name}/{job.experiment}"
 
     def _experiment(self, runs: Any, job: Job, name: str) -> str:
-        if name not in self._experiments:
-            found = runs.get_experiment_by_name(name)
-            if found is None:
-                place = access.artifacts(job.workspace, f"mlflow/{ids.new()}")
-                try:
-                    self._experiments[name] = str(runs.create_experiment(name, place))
-                except Exception:  # someone else was quicker, or it cannot be made at all
-                    found = runs.get_experiment_by_name(name)
-                    if found is None:
-                        raise
-            if found is not None:
-                if found.lifecycle_stage == "deleted":
-                    runs.restore_experiment(found.experiment_id)
-                self._experiments[name] = str(found.experiment_id)
-        return self._experiments[name]
+        found = runs.get_experiment_by_name(name)
+        if found is None:
+            try:
+                return str(runs.create_in(job.workspace, name))
+            except Exception:  # another step was quicker, or it cannot be made at all
+                found = runs.get_experiment_by_name(name)
+                if found is None:
+                    raise
+        if found.lifecycle_stage == "deleted":
+            runs.restore_experiment(found.experiment_id)
+        return str(found.experiment_id)
 
     def _run(self, inner: Embedded, job: Job, experiment: str) -> None:
         models = importlib.import_module("mlflow.store.tracking.dbmodels.models")
