@@ -175,15 +175,14 @@ def _properties_out(job: Job) -> dict[str, str]:
 
 
 def _outputs_out(workspace: Workspace, job: Job) -> dict[str, Any]:
-    """Return where a job's outputs are, or will be; `default` is what it leaves in its folder."""
-    artifacts = core_references.artifacts(job.reused or job.name)
-    found: dict[str, Any] = {
-        "default": {
-            "jobOutputType": "uri_folder",
-            "mode": "ReadWriteMount",
-            "uri": references.uri_out(workspace, artifacts) + "/",
-        }
-    }
+    """Return where a job's outputs are, or will be.
+
+    Not `default`, the job's own folder: where it is named, the SDK (1.35) takes
+    the datastore's signature for an account's key, signs the addresses of the
+    logs with it and streams nothing.  Without it, it reads them from run history
+    (`history.py`), and downloads that folder all the same.
+    """
+    found: dict[str, Any] = {}
     for name, output in job.spec.outputs.items():
         where = job.outputs.get(name) or output.location
         if not where and isinstance(job.spec, Command):
