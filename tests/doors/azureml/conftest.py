@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -31,16 +32,16 @@ from finery.doors.http import House
 WS = "/subscriptions/s/resourceGroups/g/providers/Microsoft.MachineLearningServices/workspaces/w"
 
 
-@pytest.fixture
-def home(tmp_path: Path) -> Iterator[House]:
-    """A house with one workspace `w`, whose id is `ws`."""
-    database = stores.open_sqlite(tmp_path / "finery.db")
+@contextmanager
+def house_in(folder: Path) -> Iterator[House]:
+    """Yield a house with one workspace `w`, whose id is `ws`."""
+    database = stores.open_sqlite(folder / "finery.db")
     stores.metadata.create_all(database._engine)
     core_workspaces.create(database, Workspace(id="ws", subscription="s", group="g", name="w"))
     yield House(
         store=database,
-        files=Files(tmp_path / "files", database),
-        keys=Keys(tmp_path),
+        files=Files(folder / "files", database),
+        keys=Keys(folder),
         http="http://localhost:8480",
         https="https://testserver",
         wake=lambda: None,
@@ -49,6 +50,12 @@ def home(tmp_path: Path) -> Iterator[House]:
         default_workspace=("s", "g", "w"),
     )
     database.close()
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[House]:
+    with house_in(tmp_path) as house:
+        yield house
 
 
 @pytest.fixture

@@ -11,13 +11,20 @@ from finery.core.workspaces import Workspace
 from finery.doors.azureml import references
 from finery.doors.http import House
 
-from .conftest import WS
+from .conftest import WS, house_in
 
 SHORT_WS = "azureml://subscriptions/s/resourcegroups/g/workspaces/w"
 HERE = "https://testserver/blob"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """One for all: these tests only read."""
+    with house_in(tmp_path_factory.mktemp("home")) as house:
+        yield house
+
+
+@pytest.fixture(scope="module")
 def workspace(home: House) -> Workspace:
     for scope, kind in (("ws", "data"), ("ws", "model"), ("azureml", "model")):
         for version in ("1", "2"):
