@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from finery.core.compute import Process, Report
-from finery.core.errors import Conflict, Invalid, Unavailable
+from finery.core.errors import Invalid, Unavailable
 from finery.engines import leftovers, local, proc
 from finery.engines.local import LocalEngine
 
@@ -68,6 +68,8 @@ def test_the_log_can_be_followed_from_where_it_was_left(
     end_of(engine, until)
     assert engine.log("p1", 4) == b"two\n"
     assert engine.log("p1", 400) == b""
+    assert engine.log("p1", -4) == b"two\n"
+    assert engine.log("p1", -400) == b"one\ntwo\n"
     assert engine.log("never") == b""
 
 
@@ -342,18 +344,27 @@ def test_a_serving_process_says_where_it_answers(
     assert end_of(engine, until).address is None
 
 
-def test_only_what_has_ended_can_be_forgotten(
+def test_what_has_ended_can_be_forgotten(
+    engine: LocalEngine, a_process: Make, until: Until
+) -> None:
+    engine.start(a_process("true"))
+    end_of(engine, until)
+    engine.forget("p1")
+    assert engine.report("p1").state == "unknown"
+    engine.forget("p1")
+    assert engine.log("p1") == b""
+
+
+def test_what_is_forgotten_while_it_runs_is_dropped_when_it_ends(
     engine: LocalEngine, a_process: Make, until: Until
 ) -> None:
     engine.start(a_process("sleep 60"))
     running(engine, until)
-    with pytest.raises(Conflict):
-        engine.forget("p1")
+    engine.forget("p1")
+    assert engine.report("p1").state == "alive"
     engine.stop("p1")
-    end_of(engine, until)
-    engine.forget("p1")
-    engine.forget("p1")
-    assert engine.report("p1").state == "unknown"
+    until(lambda: engine.report("p1").state == "unknown")
+    assert not (engine.home / "p1").exists()
 
 
 def test_what_cannot_be_is_refused(engine: LocalEngine, a_process: Make) -> None:

@@ -7,13 +7,14 @@ no server: it enforces the timeout, the grace period and the memory limit alone.
 
 Files, each written whole or not at all:
 `process.json` (by the engine) what is asked for; `stop` (by the engine) asks for the end;
+`forget` (by the engine) has all of these taken away after it;
 `started.json` before anything runs: from here on it is never started again;
 `ranks.json` the ranks' pids and start times, before any of them runs a line;
 `limits.json` which limits hold, and by what means; `exit.json` how it ended.
 
 Standard library only, as little of it as will do, and of our own only `limits.py`
-and `proc.py`: its start is on the path of every job.  `warm.py` runs `keep` too, with a `launch` of
-its own.  What the files mean to a server is in `local.py`.
+and `proc.py`: its start is on the path of every job.  `warm.py` runs `keep` too,
+with a `launch` of its own.  What the files mean to a server is in `local.py`.
 """
 
 from __future__ import annotations
@@ -70,6 +71,8 @@ def keep(directory: str, launch: Launch | None = None) -> None:
     except OSError as error:
         keeper.fail(f"could not be started: {error}")
     keeper.finish()
+    if os.path.exists(f"{directory}/forget"):
+        remove(directory)
     os.close(lock)
 
 
@@ -367,6 +370,17 @@ def last_word(directory: str, text: str, *, pause: float = 1.0) -> None:
         except OSError as error:
             print(f"cannot write exit.json: {error}", file=sys.stderr, flush=True)
             time.sleep(pause)
+
+
+def remove(directory: str) -> None:
+    """Take the whole directory away; a folder that a program made in it is let be."""
+    try:
+        for entry in os.scandir(directory):
+            if not entry.is_dir(follow_symlinks=False):
+                os.unlink(entry.path)
+        os.rmdir(directory)
+    except OSError as error:
+        print(f"cannot remove {directory}: {error}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

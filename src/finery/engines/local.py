@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from finery.core.compute import Capacity, Process, Report
-from finery.core.errors import Conflict, Invalid, Unavailable
+from finery.core.errors import Invalid, Unavailable
 from finery.engines import keeper, leftovers, limits, machine, proc, warm
 
 PATIENCE = 5.0  # seconds until a keeper that has not begun is given up and another sent
@@ -137,9 +137,10 @@ class LocalEngine:
 
     def forget(self, id: str) -> None:
         directory = self._directory(id)
-        state = self.report(id).state
-        if state in ("starting", "alive"):
-            raise Conflict(f"process {id} has not ended yet", target=id)
+        if self.report(id).state in ("starting", "alive"):
+            (directory / "forget").touch()  # its keeper will, when it has ended
+            if self.report(id).state != "exited":
+                return
         shutil.rmtree(directory, ignore_errors=True)
 
     def warm_up(self) -> None:
