@@ -99,9 +99,11 @@ def router(house: House) -> APIRouter:
 
     @routes.post(f"{one}/regenerateKeys")
     def regenerate(request: Request, name: str, body: Body, caller: Caller = need) -> Response:
-        _with_keys(house, request, name, caller)
-        which, value = str(body.get("keyType") or ""), str(body.get("keyValue") or "")
-        endpoints.regenerate(house.store, name, which.lower(), value)
+        endpoint = _with_keys(house, request, name, caller)
+        which, value = str(body.get("keyType") or "").lower(), str(body.get("keyValue") or "")
+        if value == endpoint.keys.get(which):
+            value = ""  # the SDK sends the key that is to be replaced
+        endpoints.regenerate(house.store, name, which, value)
         return Response(status_code=200)
 
     @routes.post(f"{one}/token")
