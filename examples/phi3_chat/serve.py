@@ -11,9 +11,7 @@ from connect import CONFIG, clients, recall, remember, timestamp
 workspace, _ = clients()
 name = f"{CONFIG['endpoint']}-{timestamp()}"
 
-endpoint = ManagedOnlineEndpoint(
-    name=name, description="A fine-tuned chat model", auth_mode="key"
-)
+endpoint = ManagedOnlineEndpoint(name=name, description="A fine-tuned chat model", auth_mode="key")
 workspace.begin_create_or_update(endpoint).wait()
 remember(endpoint=name)
 

@@ -18,6 +18,7 @@ from finery import config
 from finery.cli.refused import Refused
 
 if TYPE_CHECKING:
+    from finery.core.endpoints import Deployment
     from finery.core.files import Files
     from finery.core.store import Store
 
@@ -163,7 +164,7 @@ def endpoint_list(args: argparse.Namespace) -> None:
     store, workspace, _ = _open(args)
     found = []
     for endpoint in endpoints.list(store, workspace, limit=1000).items:
-        rows = endpoints.deployments(store, endpoint.name)
+        rows: list[Deployment | None] = [*endpoints.deployments(store, endpoint.name)]
         for row in rows or [None]:
             found.append(
                 {

@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 from fastapi import APIRouter, Request
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from finery.core import endpoints, workspaces
@@ -51,8 +52,8 @@ def router(house: House, scoring: ASGIApp) -> APIRouter:
         return model_out(endpoint, endpoints.deployments(house.store, name))
 
     chat = Chat(house, scoring)
-    routes.add_route("/openai/v1/chat/completions", chat, methods=["POST"])
-    routes.add_route("/openai/deployments/{model}/chat/completions", chat, methods=["POST"])
+    for path in ("/openai/v1/chat/completions", "/openai/deployments/{model}/chat/completions"):
+        routes.routes.append(Route(path, chat, methods=["POST"]))
     return routes
 
 

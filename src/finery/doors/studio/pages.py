@@ -49,6 +49,8 @@ def router(house: House) -> APIRouter:
         except Unauthenticated as exc:
             raise LoginNeeded(target=request.url.path) from exc
 
+    who = Depends(visitor)
+
     @routes.get("/")
     def front() -> Response:
         return RedirectResponse("/studio")
@@ -82,12 +84,12 @@ def router(house: House) -> APIRouter:
         return answer
 
     @routes.get("/studio")
-    def studio(caller: Caller = Depends(visitor)) -> Response:
+    def studio(caller: Caller = who) -> Response:
         workspace = workspaces.get(house.store, *house.default_workspace)
         return page("studio.html", **_everything(house, workspace))
 
     @routes.get("/studio/jobs/{name}")
-    def job(name: str, caller: Caller = Depends(visitor)) -> Response:
+    def job(name: str, caller: Caller = who) -> Response:
         found = jobs.get(house.store, name)
         caller.need(found.workspace)
         children = jobs.children(house.store, name)
