@@ -152,7 +152,7 @@ def _trainer(name: str, data: list[list[int]], *, batch: int, folder: str) -> An
         "learning_rate": 1e-4,
         "use_cpu": True,
         "bf16": False,
-        "gradient_checkpointing": False,
+        "activation_checkpointing": False,
         "disable_tqdm": True,
         "dataloader_pin_memory": False,
         "per_device_train_batch_size": batch,

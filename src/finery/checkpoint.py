@@ -13,6 +13,7 @@ the caller in so many words: transformers' own classes are used otherwise.
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -158,7 +159,10 @@ def load(
         under = base(here)
         under = find(under) if isinstance(under, Path) else download(under)
         model: Any = AutoModelForCausalLM.from_pretrained(str(under), **options)
-        model = PeftModel.from_pretrained(model, str(here))
+        with warnings.catch_warnings():
+            # peft still asks transformers under a name that transformers has deprecated.
+            warnings.simplefilter("ignore", FutureWarning)
+            model = PeftModel.from_pretrained(model, str(here))
     else:
         here = fetch(folder, trust_remote_code=trust_remote_code)
         model = AutoModelForCausalLM.from_pretrained(str(here), **options)

@@ -16,6 +16,8 @@ for name, value in (
 ):
     os.environ.setdefault(name, value)
 
+# peft still asks transformers under a name that transformers has deprecated.
+PEFT = "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
 FACTS = ("river", "lamp", "garden", "violin", "window", "harbour", "letter", "orange")
 TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content']"
@@ -109,3 +111,57 @@ def make_model(
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Phi-3 in a folder, as `save_pretrained` writes it."""
     return make_model(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="session")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """120 conversations as JSON lines."""
+    return write_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl", 120)
+
+
+@pytest.fixture(scope="session")
+def imported(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The base model, brought in by the import recipe."""
+    from finery.recipes import model_import
+
+    folder = tmp_path_factory.mktemp("imported")
+    assert model_import.main(flags(pytorch_model_path=base, output_dir=folder)) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def encoded(imported: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The rows, split and encoded by the preprocessing recipe."""
+    from finery.recipes import preprocess
+
+    folder = tmp_path_factory.mktemp("encoded")
+    words = flags(model_selector_output=imported, train_file_path=rows, output_dir=folder)
+    assert preprocess.main(words) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tuned(imported: Path, encoded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A merged LoRA fine-tuning of three epochs: the one real training that many tests look at."""
+    folder = tmp_path_factory.mktemp("tuned")
+    assert finetune(imported, encoded, folder, apply_lora="true", num_train_epochs=3) == 0
+    return folder
+
+
+def finetune(imported: Path, encoded: Path, folder: Path, **words: object) -> int:
+    from finery.recipes import finetune as recipe
+
+    given: dict[str, object] = {
+        "model_selector_output": imported,
+        "preprocess_output": encoded,
+        "pytorch_model_folder": folder,
+        "learning_rate": 5e-3,
+        "per_device_train_batch_size": 8,
+        "per_device_eval_batch_size": 4,
+        "logging_steps": 4,
+    }
+    return recipe.main(flags(**{**given, **words}))
+
+
+def flags(**words: object) -> list[str]:
+    return [part for name, value in words.items() for part in (f"--{name}", str(value))]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import tempfile
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,14 +50,16 @@ def work(given: Spec) -> None:
         raise Failed(str(error)) from error
     if not checkpoint.weights(given.model_path):
         raise Failed(f"{folder}: there are no weights (*.safetensors) to convert")
-    with folders.filled(given.mlflow_model_folder) as part:
-        _convert(folder, part, given)
+    with folders.filled(given.mlflow_model_folder) as part, warnings.catch_warnings():
+        # MLflow advises on type hints of models; ours is given its schema in so many words.
+        warnings.simplefilter("ignore", UserWarning)
+        _convert(folder, part)
     size = _size(given.mlflow_model_folder / "artifacts" / "model")
     kind = "adapter and base" if checkpoint.is_adapter(given.mlflow_model_folder) else "model"
     print(f"MLflow {kind} written to {given.mlflow_model_folder}, {size / 1e6:.1f} MB", flush=True)
 
 
-def _convert(folder: Path, target: Path, given: Spec) -> None:
+def _convert(folder: Path, target: Path) -> None:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     import mlflow.pyfunc
     import yaml

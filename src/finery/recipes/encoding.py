@@ -84,7 +84,8 @@ class Encoder:
             texts, conversations, found["input_ids"], found["offset_mapping"], strict=True
         ):
             spans = self._said(text, list(messages))
-            said = [int(any(a < end and b > start for start, end in spans)) for a, b in offsets]
+            # Whole tokens only: two special tokens may begin with the same characters.
+            said = [int(any(s <= a < b <= e for s, e in spans)) for a, b in offsets]
             pairs.append((ids, said))
         return pairs
 

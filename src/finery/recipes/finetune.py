@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,7 @@ def work(given: Spec) -> None:
     import transformers
 
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     if not torch.cuda.is_available() and os.environ.get("OMP_NUM_THREADS"):
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     for note in notes(given, gpus=torch.cuda.device_count()):
@@ -59,7 +61,10 @@ def work(given: Spec) -> None:
     reporter = Reporter()
     reporter.describe(params=spec.words(given), tags={"run_algorithm": "chat-completion"})
     try:
-        _train(given, reporter)
+        with warnings.catch_warnings():
+            # What the libraries tell each other of their next versions helps no reader of this log.
+            warnings.simplefilter("ignore", FutureWarning)
+            _train(given, reporter)
     finally:
         reporter.close()
 
@@ -241,7 +246,7 @@ def arguments(given: Spec, *, rows: int, half: str, evaluates: bool) -> Any:
         greater_is_better=False if evaluates else None,
         logging_strategy=given.logging_strategy,
         logging_steps=given.logging_steps,
-        gradient_checkpointing=cuda and torch.cuda.mem_get_info()[1] < 60 * GIB,
+        activation_checkpointing=cuda and torch.cuda.mem_get_info()[1] < 60 * GIB,
         deepspeed=deepspeed(given) if cuda else None,
         ddp_find_unused_parameters=False if world > 1 else None,
         remove_unused_columns=False,
