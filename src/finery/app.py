@@ -178,13 +178,16 @@ def _furnish(house: House) -> None:
     catalog.load(house.store, tiny=house.tiny)
 
 
+def routers(house: House) -> list[APIRouter]:
+    """Return every door's routes but MLflow's, in the order in which they are tried."""
+    way_in = scoring.router(house)
+    return [*(router(house) for router in ROUTERS), way_in, openai_chat.router(house, way_in)]
+
+
 def _doors(house: House) -> FastAPI:
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
-    for router in ROUTERS:
-        app.include_router(router(house))
-    way_in = scoring.router(house)
-    app.include_router(way_in)
-    app.include_router(openai_chat.router(house, way_in))
+    for router in routers(house):
+        app.include_router(router)
 
     async def failure(request: Request, exc: Exception) -> Response:
         if isinstance(exc, pages.LoginNeeded):
@@ -199,7 +202,7 @@ def _doors(house: House) -> FastAPI:
     return app
 
 
-def _dispatch(doors: ASGIApp, mlflow: ASGIApp) -> ASGIApp:
+def _dispatch(others: ASGIApp, mlflow: ASGIApp) -> ASGIApp:
     """Send /mlflow to the MLflow server as it is: mounting would hide its own path checks."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -207,7 +210,7 @@ def _dispatch(doors: ASGIApp, mlflow: ASGIApp) -> ASGIApp:
         if path == "/mlflow" or path.startswith("/mlflow/"):
             await mlflow(scope, receive, send)
         else:
-            await doors(scope, receive, send)
+            await others(scope, receive, send)
 
     return app
 
