@@ -27,89 +27,107 @@ _ORDERS = ("", "createdtime desc", "createdat desc", "createdtimedesc")
 
 
 def router(house: House) -> APIRouter:
-    """Return the routes of every kind of asset."""
+    """Return the routes of every kind of asset; `plural` is the kind's word in addresses."""
     routes = wire.router()
-    for kind, plural in references.PLURAL.items():
-        _add(routes, house, kind, f"{wire.WORKSPACE}/{plural}")
+    _add_names(routes, house, f"{wire.WORKSPACE}/{{plural}}")
+    _add_versions(routes, house, f"{wire.WORKSPACE}/{{plural}}/{{name}}/versions")
     return routes
 
 
-def _add(routes: APIRouter, house: House, kind: str, path: str) -> None:
+def _add_names(routes: APIRouter, house: House, path: str) -> None:
     who = Depends(wire.need(house))
     anything = Body()
     one = f"{path}/{{name}}"
-    version_of = f"{one}/versions/{{version}}"
 
     @routes.get(path)
-    def list_names(request: Request, caller: Caller = who) -> Response:
-        return names_page(house, request, wire.room(house, request, caller), kind)
+    def list_names(request: Request, plural: str, caller: Caller = who) -> Response:
+        return names_page(house, request, wire.room(house, request, caller), kind_in(plural))
 
     @routes.get(one)
-    def get_name(request: Request, name: str, caller: Caller = who) -> Response:
+    def get_name(request: Request, plural: str, name: str, caller: Caller = who) -> Response:
         workspace = wire.room(house, request, caller)
-        return wire.answer(
-            name_out(house, workspace, workspace.id, _name(house, kind, workspace, name))
-        )
+        found = _name(house, kind_in(plural), workspace, name)
+        return wire.answer(name_out(house, workspace, workspace.id, found))
 
     @routes.put(one)
     def put_name(
-        request: Request, name: str, body: dict[str, Any] = anything, caller: Caller = who
+        request: Request,
+        plural: str,
+        name: str,
+        body: dict[str, Any] = anything,
+        caller: Caller = who,
     ) -> Response:
         workspace = wire.room(house, request, caller)
-        found = _put_name(house, workspace, kind, name, body)
+        found = _put_name(house, workspace, kind_in(plural), name, body)
         return wire.answer(name_out(house, workspace, workspace.id, found))
 
     @routes.delete(one)
-    def delete_name(request: Request, name: str, caller: Caller = who) -> Response:
+    def delete_name(request: Request, plural: str, name: str, caller: Caller = who) -> Response:
         workspace = wire.room(house, request, caller)
-        assets.delete_name(house.store, workspace.id, kind, name)
+        assets.delete_name(house.store, workspace.id, kind_in(plural), name)
         return wire.nothing()
 
-    @routes.get(f"{one}/versions")
-    def list_versions(request: Request, name: str, caller: Caller = who) -> Response:
-        workspace = wire.room(house, request, caller)
+
+def _add_versions(routes: APIRouter, house: House, path: str) -> None:
+    who = Depends(wire.need(house))
+    anything = Body()
+    one = f"{path}/{{version}}"
+
+    @routes.get(path)
+    def list_versions(request: Request, plural: str, name: str, caller: Caller = who) -> Response:
+        workspace, kind = wire.room(house, request, caller), kind_in(plural)
         if kind == "code" and request.query_params.get("hash"):
             return _by_hash(house, request, workspace)
         return versions_page(house, request, workspace, kind, name)
 
-    @routes.get(version_of)
-    def get_version(request: Request, name: str, version: str, caller: Caller = who) -> Response:
+    @routes.get(one)
+    def get_version(
+        request: Request, plural: str, name: str, version: str, caller: Caller = who
+    ) -> Response:
         workspace = wire.room(house, request, caller)
-        found = get(house, workspace.id, kind, name, version)
+        found = get(house, workspace.id, kind_in(plural), name, version)
         return wire.answer(versions.version_out(house, workspace, found))
 
-    @routes.put(version_of)
+    @routes.put(one)
     def put_version(
         request: Request,
+        plural: str,
         name: str,
         version: str,
         body: dict[str, Any] = anything,
         caller: Caller = who,
     ) -> Response:
-        workspace = wire.room(house, request, caller)
         place = Place(
             house=house,
-            workspace=workspace,
-            kind=kind,
+            workspace=wire.room(house, request, caller),
+            kind=kind_in(plural),
             name=name,
             version=version,
             by=caller.name,
         )
         made = versions.put(house, versions.version_in(place, body))
-        return wire.answer(versions.version_out(house, workspace, made), status=201)
+        return wire.answer(versions.version_out(house, place.workspace, made), status=201)
 
-    @routes.delete(version_of)
-    def delete_version(request: Request, name: str, version: str, caller: Caller = who) -> Response:
+    @routes.delete(one)
+    def delete_version(
+        request: Request, plural: str, name: str, version: str, caller: Caller = who
+    ) -> Response:
         workspace = wire.room(house, request, caller)
-        found = assets.find(house.store, workspace.id, kind, name, version)
+        found = assets.find(house.store, workspace.id, kind_in(plural), name, version)
         if found is not None:
             assets.delete(house.store, found)
         return wire.nothing()
 
-    @routes.post(f"{version_of}/startPendingUpload")
-    def start_upload(request: Request, name: str, version: str, caller: Caller = who) -> Response:
-        workspace = wire.room(house, request, caller)
-        return wire.answer(_upload(house, workspace, kind, name))
+    @routes.post(f"{one}/startPendingUpload")
+    def start_upload(
+        request: Request, plural: str, name: str, version: str, caller: Caller = who
+    ) -> Response:
+        return wire.answer(_upload(house, wire.room(house, request, caller), kind_in(plural)))
+
+
+def kind_in(plural: str) -> str:
+    """Return the core's kind for the word in an address."""
+    return references.KIND[plural.lower()]
 
 
 def get(house: House, scope: str, kind: str, name: str, version: str) -> Asset:
@@ -224,7 +242,7 @@ def _by_hash(house: House, request: Request, workspace: Workspace) -> Response:
     return wire.listed(request, shown)
 
 
-def _upload(house: House, workspace: Workspace, kind: str, name: str) -> dict[str, Any]:
+def _upload(house: House, workspace: Workspace, kind: str) -> dict[str, Any]:
     """Return a fresh folder to upload to, and a signature that allows just that."""
     if kind not in ("code", "data", "model"):
         raise Invalid(f"nothing is uploaded for a {kind}", target="startPendingUpload")

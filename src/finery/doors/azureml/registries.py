@@ -14,8 +14,8 @@ from fastapi import APIRouter, Depends, Request, Response
 from finery.core import assets
 from finery.core.errors import NotFound, NotSupported
 from finery.core.workspaces import Caller
-from finery.doors.azureml import assets as workspace_assets
-from finery.doors.azureml import references, wire
+from finery.doors.azureml import assets as ours
+from finery.doors.azureml import wire
 from finery.doors.azureml.catalog import REGISTRY
 from finery.doors.azureml.versions import version_out
 from finery.doors.http import House
@@ -58,37 +58,42 @@ def router(house: House) -> APIRouter:
 
     for front in ("", FRONT):
         base = f"{front}{_REGISTRIES}/{{registry}}"
-        for kind, plural in references.PLURAL.items():
-            _read(routes, house, kind, f"{base}/{plural}")
+        _read(routes, house, f"{base}/{{plural}}")
         _refuse_writing(routes, house, base)
     return routes
 
 
-def _read(routes: APIRouter, house: House, kind: str, path: str) -> None:
+def _read(routes: APIRouter, house: House, path: str) -> None:
     who = Depends(wire.need(house))
     one = f"{path}/{{name}}"
 
     @routes.get(path)
-    def list_names(request: Request, registry: str, caller: Caller = who) -> Response:
-        return workspace_assets.names_page(house, request, _known(registry), kind)
+    def list_names(request: Request, registry: str, plural: str, caller: Caller = who) -> Response:
+        return ours.names_page(house, request, _known(registry), ours.kind_in(plural))
 
     @routes.get(one)
-    def get_name(registry: str, name: str, caller: Caller = who) -> Response:
+    def get_name(registry: str, plural: str, name: str, caller: Caller = who) -> Response:
+        kind = ours.kind_in(plural)
         found = assets.find_name(house.store, _known(registry), kind, name)
         if found is None:
             raise NotFound(f"registry {registry!r} has no {kind} {name!r}", target=name)
-        return wire.answer(workspace_assets.name_out(house, None, REGISTRY, found))
+        return wire.answer(ours.name_out(house, None, REGISTRY, found))
 
     @routes.get(f"{one}/versions")
-    def list_versions(request: Request, registry: str, name: str, caller: Caller = who) -> Response:
+    def list_versions(
+        request: Request, registry: str, plural: str, name: str, caller: Caller = who
+    ) -> Response:
+        kind = ours.kind_in(plural)
         if assets.find_name(house.store, _known(registry), kind, name) is None:
             return wire.listed(request, [])  # not 404: the SDK takes only an empty list for "none"
-        return workspace_assets.versions_page(house, request, REGISTRY, kind, name)
+        return ours.versions_page(house, request, REGISTRY, kind, name)
 
     @routes.get(f"{one}/versions/{{version}}")
     @routes.get(f"{one}/labels/{{version}}")
-    def get_version(registry: str, name: str, version: str, caller: Caller = who) -> Response:
-        found = workspace_assets.get(house, _known(registry), kind, name, version)
+    def get_version(
+        registry: str, plural: str, name: str, version: str, caller: Caller = who
+    ) -> Response:
+        found = ours.get(house, _known(registry), ours.kind_in(plural), name, version)
         return wire.answer(version_out(house, None, found))
 
 

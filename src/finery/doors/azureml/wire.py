@@ -72,6 +72,9 @@ DEPLOYMENT: dict[str, str] = {
 }
 ENDPOINT: dict[str, str] = {"ready": "Succeeded", "deleting": "Deleting", "gone": "Deleting"}
 
+# What a parameter of a path may be, where not every word will do.
+CHOICES = {"plural": frozenset({"data", "models", "environments", "components", "codes"})}
+
 # `listViewType` -> the core's `archived`.
 VIEWS: dict[str, bool | None] = {"activeonly": False, "archivedonly": True, "all": None}
 
@@ -98,6 +101,9 @@ class Route(APIRoute):
             for place, word in enumerate(words)
             if word.startswith("{")
         )
+        self._chosen = tuple(
+            (place, CHOICES[name]) for place, name in self._names if name in CHOICES
+        )
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         if scope["type"] != "http" or scope["method"] not in (self.methods or ()):
@@ -111,6 +117,9 @@ class Route(APIRoute):
             return Match.NONE, {}
         for place, word in self._fixed:
             if lower[place] != word:
+                return Match.NONE, {}
+        for place, choices in self._chosen:
+            if lower[place] not in choices:
                 return Match.NONE, {}
         params = {name: given[place] for place, name in self._names}
         if self._open:
