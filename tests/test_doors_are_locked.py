@@ -120,3 +120,13 @@ def test_no_secret_and_no_query_is_logged(platform, client, caplog):
     ours = [record for record in caplog.records if record.name.startswith("finery")]
     said = " ".join(str(vars(record)) for record in ours)
     assert "topsecret" not in said and platform.keys.admin not in said
+
+
+def test_a_jobs_token_is_for_mlflow_alone(platform, client):
+    caller = Caller(name="j", role="job", workspace="w")
+    token = platform.keys.mint(caller, audience="mlflow", seconds=60, now=ids.now())
+    shown = {"Authorization": f"Bearer {token}"}
+    for method, path in every_route(platform):
+        if path not in OPEN and not path.startswith(("/studio", "/msi")):
+            answer = client.request(method, re.sub(r"{[^}]*}", "x", path), headers=shown)
+            assert answer.status_code == 403, (method, path, answer.status_code)

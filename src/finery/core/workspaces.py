@@ -90,7 +90,7 @@ class Caller:
 
     def need_administrator(self) -> None:
         if self.role != "administrator":
-            raise Forbidden("only an administrator may do this")
+            raise Forbidden(f"a token of the role {self.role!r} may not do this")
 
 
 def create(store: Store, workspace: Workspace) -> Workspace:

@@ -63,9 +63,15 @@ def bearer(request: Request) -> str | None:
     return header[7:].strip() if header[:7].lower() == "bearer " else header.strip() or None
 
 
-def caller(house: House, credential: str | None) -> Caller:
-    """Say who shows `credential`.  Raises `Unauthenticated`."""
-    return house.keys.caller(credential, now=ids.now())
+def caller(house: House, credential: str | None, *, jobs: bool = False) -> Caller:
+    """Say who shows `credential`.  Raises `Unauthenticated`.
+
+    A job's own token is for logging: `Forbidden` where the door does not take `jobs`.
+    """
+    found = house.keys.caller(credential, now=ids.now())
+    if not jobs:
+        found.need_administrator()
+    return found
 
 
 class Access:

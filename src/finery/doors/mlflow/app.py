@@ -108,7 +108,7 @@ class Mlflow:
         shown, cookie = access.credential(headers)
         hosts = [urlsplit(url).hostname or "" for url in (self._house.http, self._house.https)]
         access.check_place(method, headers, hosts=hosts, cookie=cookie)
-        caller = http.caller(self._house, shown)
+        caller = http.caller(self._house, shown, jobs=True)
         if not path:
             await _redirect(send, f"{PREFIX}/")
             return
