@@ -55,10 +55,19 @@ def test_mlflow_loads_it_and_it_answers_as_the_weights_do(
     converted: Path, answers: list[str]
 ) -> None:
     import mlflow.pyfunc
+    import pandas
 
     model = mlflow.pyfunc.load_model(str(converted))
-    frame = model.predict({"input_string": ASKED}, params={"max_new_tokens": 12})
-    assert list(frame["output"]) == answers
+    settings = {"max_new_tokens": 12}
+    frame = pandas.DataFrame({"input_string": ASKED, "parameters": [settings] * 3})
+    for asked, said in (
+        ({"input_string": ASKED}, answers),
+        ({"input_string": ASKED[0]}, answers[:1]),
+        ([{"input_string": one} for one in ASKED], answers),
+        (frame, answers),
+    ):
+        found = model.predict(asked, params=None if asked is frame else settings)
+        assert list(found["output"]) == said
     assert len(set(answers)) > 1
 
 

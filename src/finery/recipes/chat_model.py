@@ -102,8 +102,7 @@ def read(given: Any) -> tuple[list[list[dict[str, Any]]], dict[str, Any]]:
         columns = list(given.columns)
         if "parameters" in columns and len(given):
             settings = dict(given["parameters"].iloc[0] or {})
-        name = "input_string" if "input_string" in columns else columns[0]
-        given = list(given[name])
+        given = list(given["input_string"]) if "input_string" in columns else None
     if isinstance(given, dict) and "input_data" in given:
         given = given["input_data"]
     if isinstance(given, dict):

@@ -117,13 +117,14 @@ def requirements(*, adapter: bool) -> list[str]:
 
 
 def _signature() -> Any:
+    """Any: a list of messages and a list of such lists are both right, which no schema can say."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
-    from mlflow.types.schema import Array, Object, Property
+    from mlflow.types.schema import AnyType
 
-    message = Object([Property("role", DataType.string), Property("content", DataType.string)])
+    names = ("input_string", "parameters")
     return ModelSignature(
-        inputs=Schema([ColSpec(type=Array(message), name="input_string")]),
+        inputs=Schema([ColSpec(AnyType(), name, required=False) for name in names]),
         outputs=Schema([ColSpec(type=DataType.string, name="output")]),
         params=ParamSchema(
             [
