@@ -115,6 +115,7 @@ def job_in(
         description=props.get("description") or "",
         tags=wire.texts(props.get("tags"), "tags"),
         properties=wire.texts(props.get("properties"), "properties"),
+        archived=bool(props.get("isArchived")),
         created_by=by,
         extras=extras,
     )
