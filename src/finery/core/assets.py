@@ -222,6 +222,13 @@ def names(
 ) -> Page[Name]:
     """Return the names of a kind, in the order of their making, without the nameless."""
     query = select(NAMES).where(NAMES.c.scope == scope, NAMES.c.kind == kind)
+    nameless = select(ASSETS.c.seq).where(
+        ASSETS.c.scope == scope,
+        ASSETS.c.kind == kind,
+        ASSETS.c.name == NAMES.c.name,
+        ASSETS.c.anonymous,
+    )
+    query = query.where(~nameless.exists())
     if archived is not None:
         query = query.where(NAMES.c.archived == archived)
     if after:
