@@ -253,7 +253,7 @@ class Registry(SqlAlchemyStore):  # type: ignore[misc]  # MLflow's classes are u
             return super().search_model_versions(filter_string, max_results, order_by, page_token)
         limit = _limit(max_results, _MOST_VERSIONS)
         found = []
-        for name in self._names():
+        for name in self._names_in(filter_string):
             for asset in self._versions(name.name):
                 version = self._version_out(asset, name)
                 version._version = Version(asset.version)
@@ -292,6 +292,15 @@ class Registry(SqlAlchemyStore):  # type: ignore[misc]  # MLflow's classes are u
             )
             yield from page.items
             after = page.next
+
+    def _names_in(self, filter_string: str | None) -> Iterator[Name]:
+        """Return the names that a filter can match: the one it names, where it names one."""
+        for clause in SearchModelVersionUtils.parse_search_filter(filter_string):
+            if (clause["key"], clause["comparator"], clause["type"]) == ("name", "=", "attribute"):
+                found = self._find_name(clause["value"])
+                yield from () if found is None else (found,)
+                return
+        yield from self._names()
 
     def _versions(self, name: str) -> Iterator[Asset]:
         after: str | None = ""
