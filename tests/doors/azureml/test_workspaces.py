@@ -6,6 +6,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from finery.core import ids, jobs
+from finery.core.errors import Forbidden
 from finery.core.jobs import Command, Job
 from finery.core.workspaces import Caller
 from finery.doors.azureml import sas
@@ -107,7 +108,7 @@ def test_a_datastore_s_secret_opens_its_container_only(client: TestClient, home:
     now = ids.now()
     asked = {"path": "a/b", "verbs": "r", "now": now}
     assert sas.check(home.keys, query, "ws", container="workspaceblobstore", **asked)
-    with pytest.raises(Exception, match="signature"):
+    with pytest.raises(Forbidden, match="signature"):
         sas.check(home.keys, query, "ws", container="workspaceartifactstore", **asked)
 
 

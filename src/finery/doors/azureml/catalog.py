@@ -83,12 +83,17 @@ def _read(sources: Mapping[Path, bytes], tiny: bool) -> Found:
     for path, data in sources.items():
         try:
             doc = yaml.load(data, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-            stand_in = doc.pop("x-tiny", None) or {}
-            doc = {**doc, **stand_in} if tiny else doc
-            key = FOLDERS[path.parent.name], str(doc["name"])
-        except (yaml.YAMLError, KeyError, AttributeError) as exc:
-            raise Invalid(f"{path} is no asset: {exc!r}", target=path.name) from exc
-        found.setdefault(key, []).append((str(doc["version"]), path, doc))
+        except yaml.YAMLError as exc:
+            raise Invalid(f"{path} is no YAML: {exc}", target=path.name) from exc
+        kind = FOLDERS[path.parent.name]
+        needed = ("name", "version", "path") if kind == "model" else ("name", "version")
+        missing = [key for key in needed if not isinstance(doc, dict) or key not in doc]
+        if missing:
+            raise Invalid(f"{path} is no {kind}: it has no {' and no '.join(missing)}")
+        stand_in = doc.pop("x-tiny", None) or {}
+        doc = {**doc, **stand_in} if tiny else doc
+        version = str(doc["version"]), path, doc
+        found.setdefault((kind, str(doc["name"])), []).append(version)
     for versions in found.values():
         versions.sort(key=lambda version: _order(version[0]))
     return found
