@@ -89,6 +89,12 @@ def peak(pid: int) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
 
 
+def busy(pid: int) -> float:
+    """Return the CPU seconds that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mib", type=int, default=1024)
@@ -114,7 +120,7 @@ def measure(home: Path, mib: int, client: str) -> int:
         url, before = (home / "address").read_text(), peak(server.pid)
         command = [client, "-c", CLIENT, url, str(data), str(mib << 20)]
         answer = subprocess.run(command, check=True, capture_output=True, text=True)
-        after = peak(server.pid)
+        after, cpu = peak(server.pid), busy(server.pid)
     finally:
         server.terminate()
         server.wait()
@@ -122,6 +128,7 @@ def measure(home: Path, mib: int, client: str) -> int:
     for row in rows[:-1]:
         rate = mib * 1.048576 / row["seconds"]
         print(f"{row['what']:22} {rate:8.0f} MB/s {row['seconds']:8.2f} s")
+    print(f"{'server CPU':22} {4 * mib * 1.048576 / cpu:8.0f} MB per second of it")
     print(f"{'server memory':22} {before:8.0f} MB, at most {after - before:.0f} MB more")
     same = rows[-1]["seconds"] == 0.0
     print(f"{'bytes':22} {'the same' if same else 'DIFFERENT'}")

@@ -137,7 +137,7 @@ def test_nothing_is_told_without_a_credential_or_of_another_workspace(
         ("POST", "rundata"),
         ("PATCH", "experiments/exp/runs/j"),
     ]
-    caller = Caller(name="job", role="job", workspace="ws2")
+    caller = Caller(name="me", workspace="ws2")
     token = house.keys.mint(caller, audience="x", seconds=60, now=ids.now())
     for method, path in tries:
         body = {} if method == "GET" else {"json": {"runId": "j"}}
@@ -276,7 +276,7 @@ print("children:", [(child.name, child.status) for child in runs.get_run_childre
 
 
 @pytest.fixture
-def served(house: House) -> Iterator[House]:
+def served(house: House, until: Callable[..., T]) -> Iterator[House]:
     """The house on a real listener: the official SDK speaks to nothing else."""
     config = uvicorn.Config(app_of(house), port=0, log_level="warning")
     socket = config.bind_socket()
@@ -285,6 +285,7 @@ def served(house: House) -> Iterator[House]:
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
     thread.start()
+    until(lambda: server.started)
     yield house
     server.should_exit = True
     thread.join()

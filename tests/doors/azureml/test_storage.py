@@ -6,9 +6,10 @@ import base64
 import hashlib
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
+from socket import create_connection as connect
 from xml.etree import ElementTree
 
 import pytest
@@ -123,10 +124,17 @@ def test_a_wrong_credential_is_refused(anyone: TestClient, credential: str) -> N
 
 def test_a_token_for_another_workspace_is_refused(anyone: TestClient, house: House) -> None:
     for workspace, status in (("ws", 404), ("other", 403), (None, 404)):
-        caller = Caller(name="job", role="job", workspace=workspace)
+        caller = Caller(name="me", workspace=workspace)
         token = house.keys.mint(caller, audience="x", seconds=60, now=ids.now())
         headers = {"authorization": f"Bearer {token}"}
         assert anyone.get("/blob/ws/store/a", headers=headers).status_code == status
+
+
+def test_a_jobs_own_token_is_not_for_blobs(anyone: TestClient, house: House) -> None:
+    caller = Caller(name="job", role="job", workspace="ws")
+    token = house.keys.mint(caller, audience="x", seconds=60, now=ids.now())
+    headers = {"authorization": f"Bearer {token}"}
+    assert anyone.get("/blob/ws/store/a", headers=headers).status_code == 403
 
 
 def test_a_signature_covers_its_container_and_no_other(anyone: TestClient, house: House) -> None:
@@ -588,16 +596,31 @@ print("done")
 
 
 @pytest.fixture
-def port(app: FastAPI) -> Iterator[int]:
+def port(app: FastAPI, until: Callable[..., object]) -> Iterator[int]:
     """A real listener: the official client speaks to nothing else."""
     config = uvicorn.Config(app, port=0, log_level="warning")
     server, socket = uvicorn.Server(config), config.bind_socket()
     thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
     thread.start()
+    until(lambda: server.started)
     yield socket.getsockname()[1]
     server.should_exit = True
     thread.join()
     socket.close()
+
+
+def test_a_client_that_goes_away_leaves_nothing(
+    house: House, port: int, until: Callable[..., object]
+) -> None:
+    """Speaks to a real listener: only that notices that somebody has gone."""
+    staging = house.files.root / ".staging"
+    head = f"PUT /blob/ws/store/a?{signature(house)} HTTP/1.1\r\nhost: x\r\ncontent-length: 3000000"
+    with connect(("127.0.0.1", port)) as client:
+        client.sendall(f"{head}\r\n\r\n".encode() + b"x" * 2_000_000)
+        until(lambda: staging.is_dir() and any(path.stat().st_size for path in staging.iterdir()))
+        assert house.files.find("ws", "store", "a") is None
+    until(lambda: not any(staging.iterdir()))
+    assert house.files.find("ws", "store", "a") is None
 
 
 @pytest.mark.skipif(not SDK.exists(), reason="no .venv-sdk: `make setup` makes it")

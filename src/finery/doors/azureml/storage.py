@@ -15,10 +15,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from fastapi import APIRouter, Request, Response
@@ -33,14 +32,11 @@ from finery.core.store import Page
 from finery.core.uploads import Place
 from finery.core.workspaces import Caller
 from finery.doors import http
-from finery.doors.azureml import blobs, references, sas
+from finery.doors.azureml import blobs, references, sas, streams
 from finery.doors.azureml.blobs import Refusal
 from finery.doors.http import House
 
 _CHUNK = 1 << 20
-_MOST_LIST = 8 << 20  # bytes of a block list
-_MOST_HASHED = 4 << 20  # bytes of a range whose MD5 may be asked for
-_DRAINED = 64 << 20  # bytes read and thrown away so that a refusal can be heard
 # The SDK makes `ACCOUNT.blob.SUFFIX` of an account's name, whatever the name.
 _ACCOUNT = re.compile(r"(.+?)\.(blob|file|dfs|queue|table)\..+")
 _METHODS = ["GET", "HEAD", "PUT", "DELETE", "POST", "PATCH", "OPTIONS"]
@@ -56,7 +52,7 @@ def router(house: House) -> APIRouter:
         except ClientDisconnect:
             return Response(status_code=400)  # nobody is there to read it
         except (Failure, Refusal) as exc:
-            await _drain(request)
+            await streams.drain(request)
             return blobs.failure(request, exc)
 
     return routes
@@ -190,26 +186,14 @@ async def _read(house: House, request: Request, place: Place) -> Response:
             if "content-md5" in headers:
                 headers["x-ms-blob-content-md5"] = headers.pop("content-md5")
             if request.headers.get("x-ms-range-get-content-md5") == "true":
-                headers["content-md5"] = await run_in_threadpool(_hashed, file, start, end)
+                headers["content-md5"] = await run_in_threadpool(streams.md5_of, file, start, end)
         file.seek(start)
     except BaseException:
         file.close()
         raise
     return StreamingResponse(
-        _sent(file, end - start), status_code=206 if wanted else 200, headers=headers
+        streams.sent(file, end - start), status_code=206 if wanted else 200, headers=headers
     )
-
-
-async def _sent(file: BinaryIO, size: int) -> AsyncIterator[bytes]:
-    try:
-        while size:
-            data = await run_in_threadpool(file.read, min(size, _CHUNK))
-            if not data:
-                raise EOFError("the file became shorter while it was sent")
-            size -= len(data)
-            yield data
-    finally:
-        file.close()
 
 
 async def _write(house: House, request: Request, place: Place) -> Response:
@@ -218,8 +202,8 @@ async def _write(house: House, request: Request, place: Place) -> Response:
     if kind != "BlockBlob":
         raise NotSupported(f"{kind} is not supported here: only BlockBlob is", target="blob type")
     facts, expect = blobs.facts_in(request.headers), _expected(house, request, place)
-    with uploads.part(house.files, size=_length(request)) as part:
-        md5 = await _received(request, part)
+    with uploads.part(house.files, size=streams.length(request)) as part:
+        md5 = await streams.received(request, part)
         entry = await run_in_threadpool(_put, house, place, part, facts, expect)
     return _written(request, entry, 201, md5=md5)
 
@@ -231,8 +215,8 @@ async def _stage(house: House, request: Request, place: Place) -> Response:
         raise NotSupported("a block from an address is not supported here", target="copy source")
     await run_in_threadpool(_need_container, house, request, place)
     id = request.query_params.get("blockid", "")
-    with uploads.part(house.files, size=_length(request)) as part:
-        md5 = await _received(request, part)
+    with uploads.part(house.files, size=streams.length(request)) as part:
+        md5 = await streams.received(request, part)
         await run_in_threadpool(uploads.keep, house.files, place, id, part=part)
     return Response(status_code=201, headers=_with_md5(blobs.common(request), md5))
 
@@ -240,8 +224,8 @@ async def _stage(house: House, request: Request, place: Place) -> Response:
 async def _commit(house: House, request: Request, place: Place) -> Response:
     """Make a blob of its blocks."""
     facts, expect = blobs.facts_in(request.headers), _expected(house, request, place)
-    body = await _small_body(request)
-    _same_md5(request, hashlib.md5(body, usedforsecurity=False).digest())
+    body = await streams.small(request)
+    streams.same_md5(request, hashlib.md5(body, usedforsecurity=False).digest())
     wanted = blobs.blocks_in(body)
     entry = await run_in_threadpool(_join, house, place, wanted, facts, expect)
     return _written(request, entry, 201)
@@ -399,75 +383,6 @@ def _need_container(house: House, request: Request, place: Place) -> None:
         workspaces.by_id(house.store, place.scope)
     except NotFound as exc:
         raise Refusal(404, "ContainerNotFound", str(exc)) from exc
-
-
-async def _received(request: Request, part: Path) -> bytes | None:
-    """Write a request's body to a file, off the event loop; return its MD5 if one was sent."""
-    checked = "content-md5" in request.headers
-    digest = hashlib.md5(usedforsecurity=False)
-    file = await run_in_threadpool(part.open, "wb", 0)
-
-    def write(chunks: list[bytes]) -> None:
-        data = b"".join(chunks)
-        if checked:
-            digest.update(data)
-        view = memoryview(data)
-        while view:
-            view = view[file.write(view) :]
-
-    with file:
-        chunks: list[bytes] = []
-        size = 0
-        async for chunk in request.stream():
-            chunks.append(chunk)
-            size += len(chunk)
-            if size >= _CHUNK:
-                await run_in_threadpool(write, chunks)
-                chunks, size = [], 0
-        await run_in_threadpool(write, chunks)
-    return _same_md5(request, digest.digest()) if checked else None
-
-
-async def _small_body(request: Request) -> bytes:
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > _MOST_LIST:
-            raise Refusal(413, "RequestBodyTooLarge", "the block list is too long")
-    return bytes(body)
-
-
-async def _drain(request: Request) -> None:
-    """Read what is left of a refused body: a client that still sends hears no answer."""
-    if request.method != "PUT" or _length(request) > _DRAINED:
-        return
-    try:
-        async for _ in request.stream():
-            pass
-    except (RuntimeError, ClientDisconnect):  # it was read already, or nobody is there
-        return
-
-
-def _same_md5(request: Request, found: bytes) -> bytes | None:
-    sent = request.headers.get("content-md5")
-    if sent is None:
-        return None
-    if base64.b64encode(found).decode() != sent.strip():
-        raise Refusal(400, "Md5Mismatch", "the bytes that came are not those of Content-MD5")
-    return found
-
-
-def _hashed(file: BinaryIO, start: int, end: int) -> str:
-    if end - start > _MOST_HASHED:
-        raise Refusal(400, "InvalidHeaderValue", "an MD5 is given for 4 MiB at most")
-    file.seek(start)
-    found = hashlib.md5(file.read(end - start), usedforsecurity=False)
-    return base64.b64encode(found.digest()).decode()
-
-
-def _length(request: Request) -> int:
-    text = request.headers.get("content-length", "0")
-    return int(text) if text.isdecimal() else 0
 
 
 def _written(request: Request, entry: Entry, status: int, *, md5: bytes | None = None) -> Response:
