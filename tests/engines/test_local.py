@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -363,7 +364,24 @@ def test_what_is_forgotten_while_it_runs_is_dropped_when_it_ends(
     engine.forget("p1")
     assert engine.report("p1").state == "alive"
     engine.stop("p1")
-    until(lambda: engine.report("p1").state == "unknown")
+    until(lambda: not (engine.home / "p1").exists())
+    assert engine.report("p1").state == "unknown"
+
+
+def test_a_server_killed_while_it_forgets_does_not_run_it_again(
+    engine: LocalEngine, a_process: Make, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.start(a_process("true"))
+    end_of(engine, until)
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", lambda *_, **__: None)  # killed before this
+        engine.forget("p1")
+    monkeypatch.setattr(engine, "_send_keeper", lambda directory: pytest.fail("started again"))
+    monkeypatch.setattr(local, "PATIENCE", 0.0)
+    for name in ("exit.json", "started.json"):  # or after a part of it
+        (engine.home / "p1" / name).unlink()
+        assert engine.report("p1").state != "starting"
+    engine.forget("p1")
     assert not (engine.home / "p1").exists()
 
 

@@ -10,13 +10,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from finery.core.compute import Process, Report
-from finery.engines import local, proc, warm
+from finery.engines import leftovers, local, proc, warm
 from finery.engines.local import LocalEngine
 
 Until = Callable[..., object]
@@ -24,7 +24,7 @@ Run = Callable[..., Process]
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> object:
+def engine(tmp_path: Path) -> Iterator[LocalEngine]:
     made = LocalEngine(tmp_path / "home", grace=0.3, stack="json,wave")
     yield made
     for directory in (tmp_path / "home" / "processes").glob("*/"):
@@ -65,10 +65,18 @@ def gone(pid: int) -> bool:
     return not fields or fields[0] == "Z"
 
 
-def freeze(parent: int) -> None:
-    """Stop the parent and the keeper that it has ready."""
-    for pid in [parent, *proc.children(parent)]:
+@pytest.fixture
+def frozen(ready: LocalEngine, until: Until) -> Iterator[int]:
+    """The warm parent, stopped together with the keeper that it has ready; goes on afterwards."""
+    parent = ready._warm._pid
+    assert parent
+    until(lambda: proc.children(parent))
+    stopped = {pid: proc.started(pid) for pid in [parent, *proc.children(parent)]}
+    for pid in stopped:
         os.kill(pid, signal.SIGSTOP)
+    yield parent
+    for pid, start in stopped.items():
+        leftovers.tell(pid, start, signal.SIGCONT)
 
 
 SEEN = """
@@ -143,18 +151,20 @@ def test_when_the_parent_dies_its_processes_go_on_and_the_next_starts_cold(
 
 
 def test_when_the_parent_is_stuck_the_process_starts_cold_and_only_once(
-    ready: LocalEngine, a_module: Run, until: Until, monkeypatch: pytest.MonkeyPatch
+    ready: LocalEngine,
+    frozen: int,
+    a_module: Run,
+    until: Until,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    parent = ready._warm._pid
-    assert parent
-    freeze(parent)
+    keeping = proc.children(frozen)
     ready.start(a_module("print('ran', warm)"))
     assert ready.report("p1").state == "starting"
     ready._handed.clear()  # else the parent would be ended, and could not come back to life
     with monkeypatch.context() as patched:
         patched.setattr(local, "PATIENCE", 0.0)
         end_of(ready, until)
-    for pid in [parent, *proc.children(parent)]:
+    for pid in [frozen, *keeping]:
         os.kill(pid, signal.SIGCONT)
     ready.start(a_module("print('next', warm)", id="p2"))
     end_of(ready, until, "p2")
@@ -163,15 +173,16 @@ def test_when_the_parent_is_stuck_the_process_starts_cold_and_only_once(
 
 
 def test_a_stuck_parent_is_ended(
-    ready: LocalEngine, a_module: Run, until: Until, monkeypatch: pytest.MonkeyPatch
+    ready: LocalEngine,
+    frozen: int,
+    a_module: Run,
+    until: Until,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    parent = ready._warm._pid
-    assert parent
-    freeze(parent)
     ready.start(a_module("print('ran', warm)"))
     monkeypatch.setattr(local, "PATIENCE", 0.0)
     end_of(ready, until)
-    assert gone(parent)
+    assert gone(frozen)
 
 
 def test_when_its_keeper_is_killed_nothing_that_was_forked_runs_on(

@@ -375,6 +375,7 @@ def last_word(directory: str, text: str, *, pause: float = 1.0) -> None:
 def remove(directory: str) -> None:
     """Take the whole directory away; a folder that a program made in it is let be."""
     try:
+        os.unlink(f"{directory}/process.json")  # first: without the marks it would be run again
         for entry in os.scandir(directory):
             if not entry.is_dir(follow_symlinks=False):
                 os.unlink(entry.path)

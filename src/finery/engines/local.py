@@ -141,6 +141,8 @@ class LocalEngine:
             (directory / "forget").touch()  # its keeper will, when it has ended
             if self.report(id).state != "exited":
                 return
+        # The wish goes first: left without the marks of its end it would be run again.
+        (directory / "process.json").unlink(missing_ok=True)
         shutil.rmtree(directory, ignore_errors=True)
 
     def warm_up(self) -> None:
