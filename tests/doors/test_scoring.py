@@ -1,0 +1,414 @@
+"""The way in to deployed models, over real connections to made-up instances.
+
+Sockets are real because what is tested is made of them: streams, callers that
+leave, instances that are lost.  No process is started.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from fastapi import FastAPI
+
+from finery.core import endpoints, ids, tickets
+from finery.core import store as stores
+from finery.core import workspaces as core_workspaces
+from finery.core.compute import Capacity
+from finery.core.endpoints import Deployment, Endpoint, Serving
+from finery.core.files import Files
+from finery.core.workspaces import Caller, Keys, Workspace
+from finery.doors import scoring
+from finery.doors.http import House
+
+MAX_BODY = 3 * 2**20
+
+
+class Instance:
+    """An instance that says what it was asked; a body `hold` is not answered until `go`."""
+
+    def __init__(self) -> None:
+        self.asked: list[dict[str, Any]] = []
+        self.left = 0  # callers that went away before they were answered
+        self.go = threading.Event()
+        self.address = ""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return
+        headers = {name.decode(): value.decode() for name, value in scope["headers"]}
+        query = scope["query_string"].decode()
+        asked = {"path": scope["path"], "query": query, "headers": headers, "size": 0}
+        self.asked.append(asked)
+        body, more = b"", True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                self.left += 1
+                return
+            asked["size"] += len(message.get("body", b""))
+            body, more = body + message.get("body", b""), message.get("more_body", False)
+        if body == b"hold" and not await self._held(receive):
+            return
+        if scope["path"] == "/stream":
+            return await self._stream(send)
+        status = 424 if body == b"fail" else 200
+        answer = json.dumps({"size": len(body), "path": scope["path"]}).encode()
+        start = [(b"content-type", b"application/json"), (b"azureml-model-deployment", b"wrong")]
+        await send({"type": "http.response.start", "status": status, "headers": start})
+        await send({"type": "http.response.body", "body": answer})
+
+    async def _held(self, receive: Any) -> bool:
+        gone = asyncio.ensure_future(receive())
+        while not self.go.is_set():
+            done, _ = await asyncio.wait({gone}, timeout=0.005)
+            if done:
+                self.left += 1
+                return False
+        gone.cancel()
+        return True
+
+    async def _stream(self, send: Any) -> None:
+        head = [(b"content-type", b"text/event-stream")]
+        await send({"type": "http.response.start", "status": 200, "headers": head})
+        await send({"type": "http.response.body", "body": b"data: 1\n\n", "more_body": True})
+        while not self.go.is_set():
+            await asyncio.sleep(0.005)
+        await send({"type": "http.response.body", "body": b"data: 2\n\n", "more_body": False})
+
+
+class Running:
+    """The door and two deployments, `blue` and `green`, of endpoint `ep`."""
+
+    def __init__(self, house: House, address: str, blue: Instance, green: Instance) -> None:
+        self.house, self.address, self.blue, self.green = house, address, blue, green
+        self.key = endpoints.get(house.store, "ep").keys["primary"]
+        self.client = httpx.Client(base_url=f"{address}/endpoints/ep", timeout=30)
+
+    def post(self, path: str = "score", content: Any = b"{}", **headers: str) -> httpx.Response:
+        sent = {"authorization": f"Bearer {self.key}"}
+        sent |= {name.replace("_", "-"): value for name, value in headers.items()}
+        return self.client.post(f"/{path}", content=content, headers=sent)
+
+    def to(self, deployment: str, content: Any = b"{}", path: str = "score") -> httpx.Response:
+        return self.post(path, content, azureml_model_deployment=deployment)
+
+    def share(self, *, mirror: dict[str, int] | None = None, **traffic: int) -> None:
+        endpoint = endpoints.get(self.house.store, "ep")
+        changed = replace(endpoint, traffic=traffic, mirror=mirror or {})
+        endpoints.update(self.house.store, changed)
+
+    def limit(self, **changed: Any) -> None:
+        blue = endpoints.get_deployment(self.house.store, "ep", "blue")
+        changed_spec = replace(blue.spec, **changed)
+        moved = endpoints.deploy(self.house.store, replace(blue, spec=changed_spec))
+        endpoints.move(self.house.store, moved, "ready", addresses={"b-0": self.blue.address})
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[House]:
+    database = stores.open_sqlite(tmp_path / "finery.db")
+    stores.metadata.create_all(database._engine)
+    core_workspaces.create(database, Workspace(id="ws", subscription="s", group="g", name="w"))
+    endpoints.create(database, Endpoint(name="ep", workspace="ws"))
+    yield House(
+        store=database,
+        files=Files(tmp_path / "files", database),
+        keys=Keys(tmp_path),
+        http="http://localhost:8480",
+        https="https://localhost:8443",
+        wake=lambda: None,
+        log=lambda _, __: b"",
+        capacity=lambda: Capacity(cpus=1, memory=1, gpus=0),
+        default_workspace=("s", "g", "w"),
+    )
+    database.close()
+
+
+@pytest.fixture
+def running(house: House) -> Iterator[Running]:
+    blue, green = Instance(), Instance()
+    door = FastAPI()
+    door.include_router(scoring.router(house, max_body=MAX_BODY))
+    with served(door, blue, green) as (address, blue.address, green.address):
+        for name, instance in (("blue", blue), ("green", green)):
+            spec = Serving(code="c", script="score.py", max_concurrent_requests=8)
+            made = endpoints.deploy(
+                house.store, Deployment(endpoint="ep", name=name, workspace="ws", spec=spec)
+            )
+            addresses = {f"{name[0]}-0": instance.address}
+            endpoints.move(house.store, made, "ready", addresses=addresses)
+        running = Running(house, address, blue, green)
+        yield running
+        blue.go.set()
+        green.go.set()
+        running.client.close()
+
+
+class served:
+    """Serve applications on ports of their own, in one thread and on one loop."""
+
+    def __init__(self, *apps: Any) -> None:
+        self.apps = apps
+
+    def __enter__(self) -> list[str]:
+        self.sockets = [socket.create_server(("127.0.0.1", 0)) for _ in self.apps]
+        self.servers = [
+            uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off", access_log=False))
+            for app in self.apps
+        ]
+        self.thread = threading.Thread(target=lambda: asyncio.run(self._run()))
+        self.thread.start()
+        return [f"http://127.0.0.1:{sock.getsockname()[1]}" for sock in self.sockets]
+
+    async def _run(self) -> None:
+        pairs = zip(self.servers, self.sockets, strict=True)
+        await asyncio.gather(*(server._serve([sock]) for server, sock in pairs))
+
+    def __exit__(self, *_: object) -> None:
+        for server in self.servers:
+            server.should_exit = server.force_exit = True
+        self.thread.join(20)
+        assert not self.thread.is_alive()
+
+
+def refused(answer: httpx.Response, status: int) -> str:
+    assert answer.status_code == status, answer.text
+    return answer.json()["error"]["message"]
+
+
+# -- who may ---------------------------------------------------------------------------
+
+
+def test_a_key_lets_in_with_or_without_its_bearer(running: Running):
+    secondary = endpoints.get(running.house.store, "ep").keys["secondary"]
+    for shown in (f"Bearer {running.key}", running.key, f"bearer {secondary}"):
+        answer = running.post(azureml_model_deployment="blue", authorization=shown)
+        assert answer.status_code == 200
+
+
+def test_a_key_of_openai_s_kind_lets_in_too(running: Running):
+    answer = running.client.post(
+        "/score", headers={"api-key": running.key, "azureml-model-deployment": "blue"}
+    )
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("shown", ["", "Bearer", "Bearer wrong", "Bearer a.b.c", "Bearer \xe9.\xe9"])
+def test_a_missing_or_wrong_key_is_refused(running: Running, shown: str):
+    headers = {b"authorization": shown.encode("latin-1")} if shown else {}
+    answer = running.client.post("/score", headers=headers)
+    assert answer.status_code == 401
+    assert answer.headers["www-authenticate"] == "Bearer"
+    assert running.blue.asked == running.green.asked == []
+
+
+def test_whoever_may_act_in_the_workspace_may_call(running: Running):
+    keys, now = running.house.keys, ids.now()
+
+    def token(workspace: str) -> str:
+        return keys.mint(Caller(name="u", workspace=workspace), audience="a", seconds=60, now=now)
+
+    blue = {"azureml_model_deployment": "blue"}
+    assert running.post(authorization=f"Bearer {keys.admin}", **blue).status_code == 200
+    assert running.post(authorization=f"Bearer {token('ws')}", **blue).status_code == 200
+    refused(running.post(authorization=f"Bearer {token('other')}", **blue), 403)
+
+
+def test_an_endpoint_with_tokens_takes_tokens_and_no_keys(running: Running):
+    store = running.house.store
+    endpoint = endpoints.update(store, replace(endpoints.get(store, "ep"), auth="token"))
+    ticket = tickets.issue(running.house.keys, endpoint, seconds=60, now=ids.now())
+    shown = {"authorization": f"Bearer {ticket}", "azureml_model_deployment": "blue"}
+    assert running.post(**shown).status_code == 200
+    refused(running.to("blue"), 401)
+
+
+def test_who_has_no_credential_does_not_learn_which_endpoints_exist(running: Running):
+    for name, status in (("ep", 401), ("nope", 401)):
+        assert httpx.post(f"{running.address}/endpoints/{name}/score").status_code == status
+    shown = {"authorization": f"Bearer {running.house.keys.admin}"}
+    missing = httpx.post(f"{running.address}/endpoints/nope/score", headers=shown)
+    assert "nope" in refused(missing, 404)
+
+
+def test_the_instance_gets_its_secret_and_never_the_caller_s_key(running: Running):
+    running.to("blue")
+    headers = running.blue.asked[0]["headers"]
+    assert headers["x-finery-secret"] == running.house.keys.derived("serving", "b-0")
+    assert running.key not in str(headers)
+
+
+# -- where to --------------------------------------------------------------------------
+
+
+def test_a_deployment_is_chosen_by_name_and_says_so(running: Running):
+    answer = running.to("green")
+    assert answer.headers["azureml-model-deployment"] == "green"
+    assert answer.headers["x-ms-request-id"] == running.green.asked[0]["headers"]["x-ms-request-id"]
+    assert "red" in refused(running.to("red"), 404)
+
+
+def test_without_traffic_a_deployment_must_be_named(running: Running):
+    assert "set its traffic" in refused(running.post(), 404)
+
+
+def test_traffic_is_shared_exactly_and_changes_at_once(running: Running):
+    running.share(blue=90, green=10)
+    went = Counter(running.post().headers["azureml-model-deployment"] for _ in range(100))
+    assert went == {"blue": 90, "green": 10}
+    running.share(green=100)
+    assert running.post().headers["azureml-model-deployment"] == "green"
+
+
+def test_every_path_and_query_goes_through(running: Running):
+    shown = {"authorization": running.key, "azureml-model-deployment": "blue"}
+    assert running.client.get("/swagger.json?version=3", headers=shown).status_code == 200
+    assert running.to("blue", path="v1/chat/completions").status_code == 200
+    assert [asked["path"] for asked in running.blue.asked] == ["/swagger.json", "/v1/chat/completions"]
+    assert running.blue.asked[0]["query"] == "version=3"
+
+
+def test_a_deployment_that_is_not_up_says_what_it_is(running: Running):
+    store = running.house.store
+    spec = Serving(model="file:m")
+    endpoints.deploy(store, Deployment(endpoint="ep", name="new", workspace="ws", spec=spec))
+    assert "it is creating" in refused(running.to("new"), 503)
+
+
+def test_an_instance_that_is_lost_is_said_to_be(running: Running):
+    store = running.house.store
+    blue = endpoints.get_deployment(store, "ep", "blue")
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        address = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    endpoints.place(store, blue, addresses={"b-0": address}, restarts={})
+    assert "lost" in refused(running.to("blue"), 503)
+
+
+def test_requests_go_to_the_least_busy_instance(running: Running, until: Callable[..., Any]):
+    store = running.house.store
+    blue = endpoints.get_deployment(store, "ep", "blue")
+    both = {"b-0": running.blue.address, "b-1": running.green.address}
+    endpoints.place(store, blue, addresses=both, restarts={})
+    with ThreadPoolExecutor() as pool:
+        held = pool.submit(running.to, "blue", b"hold")
+        until(lambda: running.blue.asked or running.green.asked)
+        busy, free = running.blue, running.green
+        if free.asked:
+            busy, free = free, busy
+        for _ in range(3):
+            assert running.to("blue").status_code == 200
+        assert (len(busy.asked), len(free.asked)) == (1, 3)
+        busy.go.set()
+        assert held.result().status_code == 200
+
+
+# -- limits ----------------------------------------------------------------------------
+
+
+def test_a_full_queue_is_said_to_be_full(running: Running, until: Callable[..., Any]):
+    running.limit(max_concurrent_requests=1, max_queue_wait_ms=50)
+    with ThreadPoolExecutor() as pool:
+        held = pool.submit(running.to, "blue", b"hold")
+        until(lambda: running.blue.asked)
+        answer = running.to("blue")
+        assert "within 50 ms" in refused(answer, 429)
+        assert answer.headers["retry-after"] == "1"
+        running.blue.go.set()
+        assert held.result().status_code == 200
+    assert running.to("blue").status_code == 200
+
+
+def test_who_waits_gets_the_place_that_comes_free(running: Running, until: Callable[..., Any]):
+    running.limit(max_concurrent_requests=1, max_queue_wait_ms=20_000)
+    with ThreadPoolExecutor(8) as pool:
+        calls = [pool.submit(running.to, "blue", b"hold") for _ in range(4)]
+        until(lambda: running.blue.asked)
+        assert len(running.blue.asked) == 1
+        running.blue.go.set()
+        assert [call.result().status_code for call in calls] == [200] * 4
+
+
+def test_an_answer_that_takes_too_long_is_given_up(running: Running, until: Callable[..., Any]):
+    running.limit(request_timeout_ms=20)
+    assert "within 20 ms" in refused(running.to("blue", b"hold"), 408)
+    until(lambda: running.blue.left == 1)
+    assert running.to("blue").status_code == 200
+
+
+def test_a_caller_that_leaves_is_not_worked_for(running: Running, until: Callable[..., Any]):
+    running.limit(max_concurrent_requests=1)
+    with httpx.Client(timeout=0.1) as hasty, pytest.raises(httpx.ReadTimeout):
+        shown = {"authorization": running.key, "azureml-model-deployment": "blue"}
+        hasty.post(f"{running.address}/endpoints/ep/score", content=b"hold", headers=shown)
+    until(lambda: running.blue.left == 1)
+    assert running.to("blue").status_code == 200  # its place is free again
+
+
+# -- bytes -----------------------------------------------------------------------------
+
+
+def test_an_answer_is_passed_on_as_it_comes(running: Running):
+    headers = {"authorization": running.key, "azureml-model-deployment": "blue"}
+    with running.client.stream("POST", "/stream", content=b"{}", headers=headers) as answer:
+        assert answer.headers["content-type"] == "text/event-stream"
+        parts = answer.iter_raw()
+        assert next(parts) == b"data: 1\n\n"
+        running.blue.go.set()
+        assert b"".join(parts) == b"data: 2\n\n"
+
+
+def test_a_large_body_is_passed_on_as_it_comes(running: Running):
+    body = b"x" * (MAX_BODY - 1)
+    assert running.to("blue", body).json()["size"] == len(body)
+    pieces = (b"x" * 50_000 for _ in range(50))
+    assert running.to("blue", pieces).json()["size"] == 2_500_000
+
+
+@pytest.mark.parametrize("pieces", [1, 80])
+def test_a_body_that_is_too_large_is_refused(running: Running, pieces: int):
+    body: Any = b"x" * (MAX_BODY + 1)
+    if pieces > 1:
+        body = (b"x" * 50_000 for _ in range(pieces))
+    assert str(MAX_BODY) in refused(running.to("blue", body), 413)
+
+
+def test_what_a_script_s_failure_is_called_goes_through(running: Running):
+    assert running.to("blue", b"fail").status_code == 424
+
+
+def test_errors_below_v1_are_what_openai_s_clients_read(running: Running):
+    error = running.to("red", path="v1/chat/completions").json()["error"]
+    assert error["type"] == "invalid_request_error" and "red" in error["message"]
+
+
+# -- copies ----------------------------------------------------------------------------
+
+
+def test_copies_go_to_the_mirror_and_never_touch_the_answer(
+    running: Running, until: Callable[..., Any]
+):
+    running.share(blue=100, mirror={"green": 50})
+    went = {running.post(content=b"fail").headers["azureml-model-deployment"] for _ in range(10)}
+    assert went == {"blue"}
+    until(lambda: len(running.green.asked) == 5)
+    assert len(running.blue.asked) == 10
+
+
+def test_a_mirror_that_hangs_holds_nobody_up(running: Running, until: Callable[..., Any]):
+    running.share(blue=100, mirror={"green": 50})
+    running.blue.go.set()
+    for _ in range(4):
+        assert running.post(content=b"hold").status_code == 200
+    until(lambda: len(running.green.asked) == 2)
