@@ -163,7 +163,7 @@ class served:
         self.apps = apps
 
     def __enter__(self) -> list[str]:
-        self.sockets = [socket.create_server(("127.0.0.1", 0)) for _ in self.apps]
+        self.sockets = [_listening() for _ in self.apps]
         self.servers = [
             uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off", access_log=False))
             for app in self.apps
@@ -181,6 +181,13 @@ class served:
             server.should_exit = server.force_exit = True
         self.thread.join(20)
         assert not self.thread.is_alive()
+
+
+def _listening() -> socket.socket:
+    listener = socket.socket(proto=socket.IPPROTO_TCP)  # else asyncio leaves Nagle's delay on
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
+    return listener
 
 
 def refused(answer: httpx.Response, status: int) -> str:

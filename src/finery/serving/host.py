@@ -316,7 +316,7 @@ def _run(
 ) -> None:
     import uvicorn
 
-    listener = socket.socket()
+    listener = socket.socket(proto=socket.IPPROTO_TCP)  # else asyncio leaves Nagle's delay on
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind((wanted.host, wanted.port))
     listener.listen(2048)
