@@ -88,6 +88,13 @@ def test_a_job_may_log_but_not_delete_what_is_shared() -> None:
         access.check_route("/api/2.0/mlflow/experiments/delete", JOB)
 
 
+@pytest.mark.parametrize("path", ["/get-artifact", "/ajax-api/2.0/mlflow/upload-artifact"])
+def test_a_job_does_not_reach_other_runs_files_by_the_routes_of_the_pages(path: str) -> None:
+    access.check_route(path, ADMINISTRATOR)
+    with pytest.raises(errors.Forbidden, match="own addresses"):
+        access.check_route(path, JOB)
+
+
 def test_a_foreign_host_name_is_refused_where_only_loopback_is_ours() -> None:
     def ask(host: bytes, *hosts: str) -> None:
         access.check_place("GET", {b"host": host}, hosts=hosts, cookie=False)

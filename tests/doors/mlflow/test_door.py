@@ -76,6 +76,22 @@ def test_another_sites_page_can_change_nothing(door) -> None:
     assert not door.house.files.path(door.workspace.id, "workspaceartifactstore", "x").exists()
 
 
+def test_another_local_servers_page_may_not_read_the_answers(door) -> None:
+    client = door.client(origin="http://localhost:3000")
+    answer = client.get(f"{API}/experiments/search?max_results=1")
+    assert "access-control-allow-origin" not in answer.headers
+
+
+def test_our_own_page_may_change_things_by_whatever_name_it_was_reached(door) -> None:
+    house = replace(door.house, http="http://0.0.0.0:80")
+    public = Mlflow(house, door.mlflow._folder.parent, None)
+    public._embedded = door.mlflow.load()
+    headers = {"host": "studio.example", "origin": "https://studio.example"}
+    client = replace(door, mlflow=public).client(**headers)
+    body = {"name": "by-its-name"}
+    assert client.post(f"{API}/experiments/create", json=body).status_code == 200
+
+
 def test_artifacts_go_to_the_workspaces_files_and_come_back(door) -> None:
     base = "/mlflow/api/2.0/mlflow-artifacts/artifacts"
     root = f"{door.workspace.id}/workspaceartifactstore/ExperimentRun/dcid.artifacts-go"

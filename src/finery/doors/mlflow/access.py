@@ -39,6 +39,11 @@ _STARTS_JOBS = frozenset({"issues/invoke", "scorers/online-config", "scorers/onl
 _NOT_FOR_JOBS = frozenset(
     {"experiments/delete", "registered-models/delete", "registered-models/rename"}
 )
+# What the pages use to reach the files of any run, past `check_artifact`; clients do not.
+_PAGES_ONLY = re.compile(
+    r"/get-artifact|/model-versions/get-artifact|/ajax-api/[23]\.0/mlflow/(?:get-trace-artifact"
+    r"|upload-artifact|logged-models/[^/]+/artifacts/files)"
+)
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _CHANGES = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 
@@ -89,6 +94,8 @@ def check_place(method: str, headers: Headers, *, hosts: Iterable[str], cookie: 
 
 def check_route(path: str, caller: Caller) -> None:
     """Refuse what is not offered.  `path` is without our prefix."""
+    if caller.role != "administrator" and _PAGES_ONLY.fullmatch(path):
+        raise errors.Forbidden("a job reaches artifacts by their own addresses only", target=path)
     if _PAGES.fullmatch(path) or ARTIFACTS.fullmatch(path):
         return
     found = _API.fullmatch(path)

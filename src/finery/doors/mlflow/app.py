@@ -162,7 +162,11 @@ def _modern(path: str) -> str:
 
 
 def _scope(scope: MutableMapping[str, Any], path: str) -> MutableMapping[str, Any]:
-    """Address the real server: artifacts by its streaming routes, which take no prefix."""
+    """Address the real server: artifacts by its streaming routes, which take no prefix.
+
+    It is not told of an origin, which `access.check_place` has judged: it would
+    let the pages of every other server on this machine read what they ask for.
+    """
     found = access.ARTIFACTS.fullmatch(path)
     streamed = found is not None and found["path"] and scope["method"] in ("GET", "PUT")
     inner = path if streamed else PREFIX + path
@@ -170,7 +174,9 @@ def _scope(scope: MutableMapping[str, Any], path: str) -> MutableMapping[str, An
     if path.endswith("/experiments/search") and scope["path"].endswith("/experiments/list"):
         query = b"&".join(part for part in (query, b"max_results=1000") if part)
     raw = quote(inner).encode()
-    return {**scope, "path": inner, "raw_path": raw, "root_path": "", "query_string": query}
+    headers = [pair for pair in scope["headers"] if pair[0] != b"origin"]
+    changed = {"path": inner, "raw_path": raw, "root_path": "", "query_string": query}
+    return {**scope, **changed, "headers": headers}
 
 
 async def _refuse(send: Send, failure: errors.Failure) -> None:
