@@ -41,6 +41,7 @@ def router(house: House) -> APIRouter:
     routes = wire.router()
     who = Depends(wire.need(house))
     _run_routes(house, routes, who)
+    _more_run_routes(house, routes, who)
     _output_routes(house, routes, who)
     _artifact_routes(house, routes, who)
     return routes
@@ -66,6 +67,8 @@ def _run_routes(house: House, routes: APIRouter, who: Any) -> None:
         _found(house, request, caller, run)
         return wire.answer({"instances": {}})
 
+
+def _more_run_routes(house: House, routes: APIRouter, who: Any) -> None:
     @routes.post(f"{_RUNS}/rundata")
     def data(request: Request, caller: Caller = who, body: dict[str, Any] = _SENT) -> Response:
         workspace, job = _found(house, request, caller, str(body.get("runId") or ""))
