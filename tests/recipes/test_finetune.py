@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from finery import checkpoint
+from finery.recipes import arguments, spec
 from finery.recipes import finetune as recipe
-from finery.recipes import spec
 
 from .conftest import finetune
 
@@ -52,6 +52,11 @@ def test_a_lora_training_learns_and_leaves_a_whole_model(tuned: Path, base: Path
     assert set(weights(tuned)) == set(weights(base))
     assert json.loads((tuned / "config.json").read_text()).get("use_cache", True) is True
     assert "finery" not in (tuned / "config.json").read_text()
+    for name in ("config.json", "generation_config.json"):
+        mine, theirs = (json.loads((folder / name).read_text()) for folder in (tuned, base))
+        assert {k: v for k, v in mine.items() if k.endswith("_token_id")} == {
+            k: v for k, v in theirs.items() if k.endswith("_token_id")
+        }
 
 
 def test_metrics_have_the_names_that_people_know(tuned: Path) -> None:
@@ -249,16 +254,16 @@ def given(**words: object) -> recipe.Spec:
     ],
 )
 def test_an_interval_is_a_part_of_an_epoch_in_steps(words: dict[str, object], steps: int) -> None:
-    assert recipe.evaluation_steps(given(**words), rows=96) == steps
+    assert arguments.evaluation_steps(given(**words), rows=96) == steps
 
 
 def test_sixteen_bits_are_used_where_they_help_and_else_said(
     imported: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sixteen = given(precision="16")
-    assert recipe.precision(given(), imported) == ("", "precision: 32 bits")
-    monkeypatch.setattr(recipe, "_processor", lambda: "flags: avx512_bf16")
-    assert recipe.precision(sixteen, imported)[0] == ""
-    assert "so small a model is faster in 32 bits" in recipe.precision(sixteen, imported)[1]
-    monkeypatch.setattr(recipe, "_processor", lambda: "flags: sse2")
-    assert "this processor is faster in 32 bits" in recipe.precision(sixteen, imported)[1]
+    assert arguments.precision(given(), imported) == ("", "precision: 32 bits")
+    monkeypatch.setattr(arguments, "_processor", lambda: "flags: avx512_bf16")
+    assert arguments.precision(sixteen, imported)[0] == ""
+    assert "so small a model is faster in 32 bits" in arguments.precision(sixteen, imported)[1]
+    monkeypatch.setattr(arguments, "_processor", lambda: "flags: sse2")
+    assert "this processor is faster in 32 bits" in arguments.precision(sixteen, imported)[1]

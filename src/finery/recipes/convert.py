@@ -23,7 +23,6 @@ from finery.recipes import folders, spec
 from finery.recipes.spec import Failed, flag
 
 PINNED = ("torch", "transformers", "accelerate", "safetensors", "tokenizers", "pandas")
-SIZE = "model_size_bytes"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,18 +59,34 @@ def work(given: Spec) -> None:
 
 
 def _convert(folder: Path, target: Path) -> None:
+    adapter = (folder / checkpoint.ADAPTER).is_file()
+    made = target / "mlflow"
+    _describe(folder, made, adapter=adapter)
+    inside = made / "artifacts" / "model"
+    for sketched in inside.iterdir():
+        sketched.unlink()
+    folders.link_tree(folder, inside, skip=tuple(p.name for p in folder.glob("checkpoint-*")))
+    if adapter and not (inside / "base").is_dir():
+        base = checkpoint.base(folder)
+        base = checkpoint.find(base) if isinstance(base, Path) else checkpoint.download(base)
+        folders.link_tree(base, inside / "base")
+    if (folder / "LICENSE").is_file():
+        folders.link(folder / "LICENSE", made / "LICENSE")
+    _clean(made)
+    for path in made.iterdir():
+        os.replace(path, target / path.name)
+    made.rmdir()
+
+
+def _describe(folder: Path, made: Path, *, adapter: bool) -> None:
+    """What MLflow writes of a model: manifest, requirements, code; no weights yet."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     import mlflow.pyfunc
-    import yaml
 
-    adapter = (folder / checkpoint.ADAPTER).is_file()
-    skip = [path.name for path in folder.glob("checkpoint-*")]
     told = folders.read_json(folder / "finetune_args.json")
-    made = target / "mlflow"
     with tempfile.TemporaryDirectory() as scratch:
         # MLflow copies artifacts; it gets the small configuration, the weights are linked after.
         sketch = Path(scratch) / "model"
-        sketch.mkdir()
         name = checkpoint.ADAPTER if adapter else "config.json"
         folders.link(folder / name, sketch / name)
         mlflow.pyfunc.save_model(
@@ -86,27 +101,19 @@ def _convert(folder: Path, target: Path) -> None:
                 "is_finetuned_model": True,
             },
         )
-    inside = made / "artifacts" / "model"
-    (inside / name).unlink()
-    folders.link_tree(folder, inside, skip=tuple(skip))
-    if adapter and not (inside / "base").is_dir():
-        base = checkpoint.base(folder)
-        base = checkpoint.find(base) if isinstance(base, Path) else checkpoint.download(base)
-        folders.link_tree(base, inside / "base")
+
+
+def _clean(made: Path) -> None:
+    """MLflow notes where this machine keeps its files; the model must read the same everywhere."""
+    import yaml
+
     manifest = made / "MLmodel"
     document = yaml.safe_load(manifest.read_text(encoding="utf-8"))
     flavor = document["flavors"]["python_function"]
-    # MLflow notes where this machine keeps its sources; the model must read the same everywhere.
     flavor["model_code_path"] = Path(flavor["model_code_path"]).name
     flavor["artifacts"]["model"]["uri"] = flavor["artifacts"]["model"]["path"]
-    document[SIZE] = _size(made)
+    document["model_size_bytes"] = _size(made)
     manifest.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
-    licence = folder / "LICENSE"
-    if licence.is_file():
-        folders.link(licence, made / "LICENSE")
-    for path in made.iterdir():
-        os.replace(path, target / path.name)
-    made.rmdir()
 
 
 def requirements(*, adapter: bool) -> list[str]:

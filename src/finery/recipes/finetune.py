@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from finery import checkpoint
-from finery.recipes import folders, hyperparameters, spec
+from finery.recipes import arguments, folders, hyperparameters, spec
 from finery.recipes.hyperparameters import Hyperparameters
 from finery.recipes.metrics import Reporter
 from finery.recipes.spec import Failed, flag
 
 BESIDE = ("MLmodel", "LICENSE", "LICENSE.txt", "finetune_config.json", "generation_config.json")
-GIB = 1 << 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,15 +99,22 @@ def _train(given: Spec, reporter: Reporter) -> None:
     if given.resume_from_checkpoint and resume is None:
         _say("resume_from_checkpoint: there is no checkpoint yet; training starts at step 0")
     model, half = _model(given)
+    tokens = _special(model)
     stop = EarlyStoppingCallback(given.early_stopping_patience, given.early_stopping_threshold)
     trainer = trainers.Trainer(
         model,
-        arguments(given, rows=len(rows), half=half, evaluates=evaluation is not None),
+        arguments.build(
+            given,
+            folder=given.pytorch_model_folder,
+            rows=len(rows),
+            half=half,
+            evaluates=evaluation is not None,
+        ),
         tokenizer=tokenizer,
         train_rows=rows,
         evaluation_rows=evaluation,
         reporter=reporter,
-        peft_config=lora(given) if given.apply_lora else None,
+        peft_config=_lora(given) if given.apply_lora else None,
         callbacks=[stop] if given.apply_early_stopping else [],
     )
     _say_plan(given, trainer, rows)
@@ -118,7 +124,7 @@ def _train(given: Spec, reporter: Reporter) -> None:
         reporter.log({"checkpoint_load_step": trainer.resumed_step}, step=trainer.resumed_step)
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     if trainer.args.should_save:
-        _save(given, trainer, tokenizer)
+        _save(given, trainer, tokenizer, tokens=tokens)
         best = trainer.state.best_metric
         tags = {"score": best} if best is not None else {}
         reporter.describe(tags={**tags, "model_name": _model_name(given)})
@@ -151,7 +157,7 @@ def _model(given: Spec) -> tuple[Any, str]:
     try:
         folder = checkpoint.fetch(given.model_selector_output)
         config = AutoConfig.from_pretrained(str(folder), trust_remote_code=given.trust_remote_code)
-        half, why = precision(given, folder)
+        half, why = arguments.precision(given, folder)
         _say(why)
         packs = packing.supports(config)
         if not packs:
@@ -173,100 +179,7 @@ def _model(given: Spec) -> tuple[Any, str]:
     return model, half
 
 
-def precision(given: Spec, folder: Path) -> tuple[str, str]:
-    """("bfloat16", "float16" or "", the reason in words)."""
-    import torch
-
-    if given.precision == "32":
-        return "", "precision: 32 bits"
-    if torch.cuda.is_available():
-        if torch.cuda.is_bf16_supported():
-            return "bfloat16", "precision: 16 bits (bfloat16)"
-        return "float16", "precision: 16 bits (float16; this GPU has no bfloat16)"
-    size = sum(path.stat().st_size for path in checkpoint.weights(folder))
-    able = "avx512_bf16" in _processor() or "amx_bf16" in _processor()
-    if not able:
-        return "", "precision: 16 was asked for; this processor is faster in 32 bits, so 32 it is"
-    if size < 64 << 20:
-        return "", "precision: 16 was asked for; so small a model is faster in 32 bits, so 32 it is"
-    return "bfloat16", "precision: 16 bits (bfloat16 on the processor)"
-
-
-def _processor() -> str:
-    try:
-        return Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return ""
-
-
-def arguments(given: Spec, *, rows: int, half: str, evaluates: bool) -> Any:
-    """The trainer's arguments from ours."""
-    import torch
-    from trl import SFTConfig
-
-    cuda = torch.cuda.is_available()
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    every = evaluation_steps(given, rows=rows, world=world)
-    strategy = given.evaluation_strategy if evaluates else "no"
-    return SFTConfig(
-        output_dir=str(given.pytorch_model_folder),
-        num_train_epochs=given.num_train_epochs,
-        max_steps=given.max_steps,
-        per_device_train_batch_size=given.per_device_train_batch_size,
-        per_device_eval_batch_size=given.per_device_eval_batch_size,
-        gradient_accumulation_steps=given.gradient_accumulation_steps,
-        auto_find_batch_size=given.auto_find_batch_size,
-        # The same algorithm in one pass over the weights.
-        optim="adamw_torch_fused" if given.optim == "adamw_torch" else given.optim,
-        learning_rate=given.learning_rate,
-        lr_scheduler_type=given.lr_scheduler_type,
-        warmup_steps=given.warmup_steps,
-        weight_decay=given.weight_decay,
-        adam_beta1=given.adam_beta1,
-        adam_beta2=given.adam_beta2,
-        adam_epsilon=given.adam_epsilon,
-        max_grad_norm=given.max_grad_norm,
-        bf16=half == "bfloat16",
-        fp16=half == "float16",
-        use_cpu=not cuda,
-        seed=given.seed,
-        data_seed=given.seed,
-        full_determinism=given.enable_full_determinism,
-        dataloader_num_workers=given.dataloader_num_workers,
-        dataloader_pin_memory=cuda,
-        eval_strategy=strategy,
-        eval_steps=every if strategy == "steps" else None,
-        prediction_loss_only=True,
-        # A checkpoint at each evaluation; without evaluations one at each epoch, to go on from.
-        save_strategy=strategy if evaluates else "epoch",
-        save_steps=every,
-        save_total_limit=None if given.save_total_limit < 0 else given.save_total_limit,
-        load_best_model_at_end=evaluates,
-        metric_for_best_model="eval_loss" if evaluates else None,
-        greater_is_better=False if evaluates else None,
-        logging_strategy=given.logging_strategy,
-        logging_steps=given.logging_steps,
-        activation_checkpointing=cuda and torch.cuda.mem_get_info()[1] < 60 * GIB,
-        deepspeed=deepspeed(given) if cuda else None,
-        ddp_find_unused_parameters=False if world > 1 else None,
-        remove_unused_columns=False,
-        dataset_kwargs={"skip_prepare_dataset": True},
-        max_length=None,
-        report_to="none",
-        disable_tqdm=True,
-    )
-
-
-def evaluation_steps(given: Hyperparameters, *, rows: int, world: int = 1) -> int:
-    """Steps between evaluations: a part of an epoch where one was given, else `eval_steps`."""
-    part = given.evaluation_steps_interval
-    if not 0 < part <= 1:
-        return given.eval_steps
-    batch = given.per_device_train_batch_size * given.gradient_accumulation_steps * world
-    return max(1, int(rows / batch * part))
-
-
-def lora(given: Spec) -> Any:
+def _lora(given: Spec) -> Any:
     """The adapters: on every linear layer but the head, unless the model's settings name some."""
     from peft import LoraConfig
 
@@ -280,40 +193,13 @@ def lora(given: Spec) -> Any:
     )
 
 
-def deepspeed(given: Spec) -> dict[str, Any] | str | None:
-    """DeepSpeed's configuration where it is asked for and there are several GPUs."""
-    import importlib.util
-
-    import torch
-
-    if not given.apply_deepspeed or torch.cuda.device_count() < 2:
-        return None
-    if importlib.util.find_spec("deepspeed") is None:
-        raise Failed("--apply_deepspeed: DeepSpeed is not installed here (pip install deepspeed)")
-    if given.deepspeed is not None:
-        return str(given.deepspeed)
-    return {
-        "train_micro_batch_size_per_gpu": "auto",
-        "gradient_accumulation_steps": "auto",
-        "gradient_clipping": "auto",
-        "bf16": {"enabled": "auto"},
-        "fp16": {"enabled": "auto"},
-        "zero_optimization": {
-            "stage": int(given.deepspeed_stage),
-            "overlap_comm": True,
-            "contiguous_gradients": True,
-            "stage3_gather_16bit_weights_on_model_save": True,
-        },
-    }
-
-
-def _save(given: Spec, trainer: Any, tokenizer: Any) -> None:
+def _save(given: Spec, trainer: Any, tokenizer: Any, *, tokens: dict[str, Any]) -> None:
     """The best model into the folder, all of it or nothing; then what describes it."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     with folders.filled(given.pytorch_model_folder) as part:
         if given.apply_lora and given.merge_lora_weights:
             model = model.merge_and_unload()
-        _restore(model)
+        _restore(model, tokens)
         model.save_pretrained(str(part))
         tokenizer.save_pretrained(str(part))
         for name in BESIDE:
@@ -341,11 +227,24 @@ def _save(given: Spec, trainer: Any, tokenizer: Any) -> None:
     _say(f"saved{' the model of ' + best if best else ''} to {given.pytorch_model_folder}")
 
 
-def _restore(model: Any) -> None:
-    """The saved configuration names what every reader of it knows, not our attention."""
+def _special(model: Any) -> dict[str, Any]:
+    """What the model says of its special tokens, before the trainer makes it agree with ours."""
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    return {
+        "config": {name: getattr(model.config, name, None) for name in names},
+        "generation": {name: getattr(model.generation_config, name, None) for name in names},
+    }
+
+
+def _restore(model: Any, tokens: dict[str, Any]) -> None:
+    """The saved configuration is the base model's: its attention, its cache, its special tokens."""
     base = model.get_base_model() if hasattr(model, "peft_config") else model
     base.config._attn_implementation = "sdpa"
     base.config.use_cache = True
+    for name, value in tokens["config"].items():
+        setattr(base.config, name, value)
+    for name, value in tokens["generation"].items():
+        setattr(base.generation_config, name, value)
 
 
 def _model_name(given: Spec) -> str:

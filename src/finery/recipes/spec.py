@@ -54,7 +54,7 @@ def run(kind: type[T], work: Callable[[T], None], argv: Sequence[str] | None = N
     try:
         spec = parse(kind, sys.argv[1:] if argv is None else argv, program=program, about=work_doc)
     except WrongWords as error:
-        print(f"{program}: {error}", file=sys.stderr)
+        print(f"error: {error} (see {program} --help)", file=sys.stderr, flush=True)
         return 2
     try:
         work(spec)

@@ -123,7 +123,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
                 self.accuracy = None
             logs["tokens_per_second"] = round(self.speed(), 1)
             logs["seconds_left"] = round(self.seconds_left(), 1)
-            logs["num_tokens"] = self.tokens_seen
+            logs["num_tokens"] = self.tokens_seen * self.accelerator.num_processes
         super().log(logs, start_time)
 
     def speed(self) -> float:

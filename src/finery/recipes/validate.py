@@ -12,7 +12,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -95,50 +95,58 @@ def source(given: Any, split: str) -> Path | None:
     return path or getattr(given, f"{split}_file_path")
 
 
+@dataclass
+class Tally:
+    """What is counted of one file."""
+
+    rows: int = 0
+    words: int = 0
+    lengths: list[int] = field(default_factory=list)
+    roles: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)
+    problems: list[dict[str, Any]] = field(default_factory=list)
+    problem_count: int = 0
+
+    def bad(self, line: int, name: str, message: str) -> None:
+        """A row that is wrong; the first of them are kept in words."""
+        self.problem_count += 1
+        if len(self.problems) < PROBLEMS_KEPT:
+            self.problems.append({"line": line, "field": name, "message": message})
+
+    def good(self, messages: list[dict[str, Any]]) -> None:
+        """A row that will be learned from."""
+        self.roles.update(message["role"] for message in messages)
+        self.words += sum(len(message["content"].split()) for message in messages)
+        self.lengths.append(sum(len(message["content"]) for message in messages))
+
+
 def inspect(path: Path) -> dict[str, Any]:
     """Counts, statistics and problems of one file; Failed when it cannot be read at all."""
-    rows = kept = words = characters = 0
-    roles: Counter[str] = Counter()
-    dropped: Counter[str] = Counter()
-    problems: list[dict[str, Any]] = []
-    count = 0
-    lengths: list[int] = []
+    tally = Tally()
     try:
         for line, row in conversations.read(path):
-            rows += 1
+            tally.rows += 1
             found = conversations.problem(row)
             if found:
-                count += 1
-                if len(problems) < PROBLEMS_KEPT:
-                    problems.append({"line": line, "field": found.field, "message": found.message})
-                continue
-            reason = conversations.excuse(row)
-            if reason:
-                dropped[reason] += 1
-                continue
-            kept += 1
-            length = 0
-            for message in row[conversations.COLUMN]:
-                roles[message["role"]] += 1
-                length += len(message["content"])
-                words += len(message["content"].split())
-            characters += length
-            lengths.append(length)
+                tally.bad(line, found.field, found.message)
+            elif reason := conversations.excuse(row):
+                tally.dropped[reason] += 1
+            else:
+                tally.good(row[conversations.COLUMN])
     except conversations.BadRow as error:
         # What cannot be parsed ends the reading: lines after it may belong to it.
-        count += 1
-        problems.append({"line": error.line, "field": error.field, "message": error.message})
+        tally.bad(error.line, error.field, error.message)
     return {
         "path": str(path),
-        "rows": rows,
-        "kept": kept,
-        "dropped": dict(dropped),
-        "roles": dict(roles),
-        "characters": _spread(lengths, total=characters),
-        "words": words,
-        "estimated_tokens": characters // 4,
-        "problem_count": count,
-        "problems": problems,
+        "rows": tally.rows,
+        "kept": len(tally.lengths),
+        "dropped": dict(tally.dropped),
+        "roles": dict(tally.roles),
+        "characters": _spread(tally.lengths),
+        "words": tally.words,
+        "estimated_tokens": sum(tally.lengths) // 4,
+        "problem_count": tally.problem_count,
+        "problems": tally.problems,
     }
 
 
@@ -203,10 +211,10 @@ def _check_rows(report: dict[str, Any], problems: int) -> None:
             raise Failed(f"{found['path']}: no usable rows ({why or 'the file is empty'})")
 
 
-def _spread(lengths: list[int], *, total: int) -> dict[str, float]:
+def _spread(lengths: list[int]) -> dict[str, float]:
     if not lengths:
         return {"total": 0}
-    ordered = sorted(lengths)
+    ordered, total = sorted(lengths), sum(lengths)
     return {
         "total": total,
         "mean": round(total / len(ordered), 1),
