@@ -1,0 +1,104 @@
+"""The official clients against a real server, in an environment that cannot import Finery.
+
+A server of its own is started for the session (`finery up --models tiny`, on
+free ports): nothing less shows that the SDK's own deserializers, its uploads
+and its certificate checks take what we answer.  Under `finery run`, or with
+FINERY_SDK_SERVER_HOME naming the home of a running server, that one is used.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from azure.ai.ml import MLClient
+from azure.identity import DefaultAzureCredential
+
+FINERY = Path(__file__).parents[2] / ".venv" / "bin" / "finery"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    assert importlib.util.find_spec("finery") is None, "the clients' environment has Finery in it"
+    if "ARM_CLOUD_METADATA_URL" in os.environ:
+        yield
+        return
+    if given := os.environ.get("FINERY_SDK_SERVER_HOME"):
+        _enter(Path(given))
+        yield
+        return
+    home = tmp_path_factory.mktemp("home")
+    process = _start(home)
+    try:
+        _enter(home)
+        yield
+    finally:
+        subprocess.run([FINERY, "down", "--home", home], check=False, capture_output=True)
+        process.kill()
+        process.wait()
+
+
+def _start(home: Path) -> subprocess.Popen[str]:
+    ports = ["--port", "0", "--tls-port", "0"]
+    with (home.parent / "server.log").open("w") as log:
+        process = subprocess.Popen(
+            [FINERY, "up", "--home", home, *ports, "--models", "tiny"],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        )
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert line.startswith("ready:"), (home.parent / "server.log").read_text()
+    return process
+
+
+def _enter(home: Path) -> None:
+    """Take on the environment that `finery env` gives for the server of a home."""
+    said = subprocess.run(
+        [FINERY, "env", "--home", home, "--json"], check=True, capture_output=True, text=True
+    )
+    os.environ.update(json.loads(said.stdout))
+
+
+@pytest.fixture(scope="session")
+def credential(server: None) -> DefaultAzureCredential:
+    return DefaultAzureCredential()
+
+
+@pytest.fixture(scope="session")
+def ml(credential: DefaultAzureCredential) -> MLClient:
+    """The default workspace.  Nothing is asked twice: an answer that fails, fails."""
+    return MLClient(
+        credential,
+        os.environ["AZURE_SUBSCRIPTION_ID"],
+        os.environ["AZURE_RESOURCE_GROUP"],
+        os.environ["AZURE_ML_WORKSPACE"],
+        retry_total=0,
+    )
+
+
+@pytest.fixture(scope="session")
+def registry(credential: DefaultAzureCredential) -> MLClient:
+    return MLClient(credential, registry_name="azureml", retry_total=0)
+
+
+@pytest.fixture
+def name() -> str:
+    """A name that nobody has used."""
+    return f"n{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with a file in it that no other test has."""
+    made = tmp_path / "folder"
+    made.mkdir()
+    (made / "a.jsonl").write_text(json.dumps({"id": uuid.uuid4().hex}) + "\n")
+    return made
