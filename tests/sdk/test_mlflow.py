@@ -1,17 +1,13 @@
-"""The official `mlflow` client against a running server, beside `azure-ai-ml`.
-
-Run in an environment that has the clients and nothing of ours, with the
-variables that `finery env` prints.
-"""
+"""The official `mlflow` client against a running server, beside `azure-ai-ml`."""
 
 from __future__ import annotations
 
-import os
-import uuid
 from pathlib import Path
 
 import mlflow
 import pytest
+from azure.ai.ml import MLClient
+from azure.ai.ml.entities import Model
 from mlflow import MlflowClient
 
 MODEL = """
@@ -25,29 +21,11 @@ mlflow.models.set_model(Model())
 """
 
 
-@pytest.fixture(scope="module")
-def ml_client():
-    from azure.ai.ml import MLClient
-    from azure.identity import DefaultAzureCredential
-
-    return MLClient(
-        DefaultAzureCredential(),
-        os.environ["AZURE_SUBSCRIPTION_ID"],
-        os.environ["AZURE_RESOURCE_GROUP"],
-        os.environ["AZURE_ML_WORKSPACE"],
-    )
-
-
 @pytest.fixture
 def code(tmp_path: Path) -> str:
     path = tmp_path / "model.py"
     path.write_text(MODEL)
     return str(path)
-
-
-@pytest.fixture
-def name() -> str:
-    return f"sdk-mlflow-{uuid.uuid4().hex[:8]}"
 
 
 def test_runs_metrics_params_and_artifacts_come_back(name: str) -> None:
@@ -77,24 +55,22 @@ def test_runs_metrics_params_and_artifacts_come_back(name: str) -> None:
     assert [f.path for f in MlflowClient().list_artifacts(run.info.run_id)] == ["notes"]
 
 
-def test_a_model_that_mlflow_registers_is_one_of_azures(ml_client, code: str, name: str) -> None:
+def test_a_model_that_mlflow_registers_is_one_of_azures(ml: MLClient, code: str, name: str) -> None:
     with mlflow.start_run():
         logged = mlflow.pyfunc.log_model(name="m", python_model=code, pip_requirements=[])
     made = mlflow.register_model(logged.model_uri, name, tags={"team": "red"})
-    found = ml_client.models.get(name, version=made.version)
+    found = ml.models.get(name, version=made.version)
     assert (found.name, found.version, found.type) == (name, "1", "mlflow_model")
     assert found.tags == {"team": "red"}
     assert mlflow.pyfunc.load_model(f"models:/{name}/1").predict(["x"]) == ["said x"]
 
 
 def test_a_model_that_azure_registers_is_one_of_mlflows(
-    ml_client, code: str, name: str, tmp_path: Path
+    ml: MLClient, code: str, name: str, tmp_path: Path
 ) -> None:
-    from azure.ai.ml.entities import Model
-
     mlflow.pyfunc.save_model(tmp_path / "saved", python_model=code, pip_requirements=[])
     model = Model(path=tmp_path / "saved", name=name, type="mlflow_model", description="by azure")
-    made = ml_client.models.create_or_update(model)
+    made = ml.models.create_or_update(model)
     [found] = MlflowClient().search_model_versions(f"name = '{name}'")
     assert (found.version, found.description) == (made.version, "by azure")
     assert mlflow.pyfunc.load_model(f"models:/{name}/{found.version}").predict(["x"]) == ["said x"]
