@@ -65,7 +65,7 @@ def test_what_is_not_honoured_is_refused(client: TestClient, more, status):
 def test_a_kind_that_is_not_known_is_refused(client: TestClient):
     body = {"properties": {"computeType": "Kubernetes", "properties": {}}}
     answer = client.put(f"{WS}/computes/k", json=body)
-    assert answer.status_code == 400 and "AmlCompute" in answer.json()["error"]["message"]
+    assert answer.status_code == 501 and "AmlCompute" in answer.json()["error"]["message"]
 
 
 def test_a_cluster_s_limits_change(client: TestClient, home: House):

@@ -80,6 +80,7 @@ def refusals(house: House) -> APIRouter:
 
     @routes.api_route("/subscriptions/{rest:path}", methods=every)
     @routes.api_route("/mferp/{rest:path}", methods=every)
+    @routes.api_route("/genericasset/{rest:path}", methods=every)
     def unknown(request: Request, rest: str, caller: Caller = who) -> Response:
         what = _operation(rest)
         raise NotSupported(f"{request.method} {what}: not supported here", target=what)
@@ -95,7 +96,7 @@ def _operation(rest: str) -> str:
         words = words[lower.index(wire.PROVIDER.lower()) + 1 :]
     if words and words[0].lower() in ("workspaces", "registries", "locations"):
         words = words[2:] or words[:1]
-    return "/".join(words[:4]) or rest
+    return "/".join(words[:6]) or rest
 
 
 def _metadata(house: House) -> dict[str, Any]:

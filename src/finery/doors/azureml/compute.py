@@ -138,7 +138,7 @@ def target_in(workspace: Workspace, name: str, body: Mapping[str, Any]) -> Targe
     given = wire.properties(body, where)
     wire.refuse_unknown(body, (*_TOP, "properties"), where)
     wire.refuse_unknown(given, _PROPERTIES, where)
-    kind = wire.word(KINDS, str(given.get("computeType") or ""), field="computeType")
+    kind = _kind_in(str(given.get("computeType") or ""))
     wanted = given.get("properties") or {}
     found = size(str(wanted.get("vmSize") or ""))
     target = Target(
@@ -156,6 +156,16 @@ def target_in(workspace: Workspace, name: str, body: Mapping[str, Any]) -> Targe
         wire.refuse_unknown(wanted, ("vmSize", *_INSTANCE), where)
         return replace(target, extras={**target.extras, **wire.keep(wanted, _INSTANCE)})
     return _cluster_in(target, wanted, where)
+
+
+def _kind_in(said: str) -> str:
+    if said and said.lower() not in {kind.lower() for kind in KINDS.values()}:
+        raise NotSupported(
+            f"computes of the type {said!r} are not supported here; {', '.join(KINDS.values())} "
+            "are",
+            target="computeType",
+        )
+    return wire.word(KINDS, said, field="computeType")
 
 
 _TOP = ("id", "name", "type", "location", "tags", "identity", "systemData", "sku")

@@ -269,6 +269,9 @@ def _patch(
 def _list(house: House, request: Request, workspace: Workspace) -> Response:
     asked = request.query_params
     kind, tag = asked.get("jobType", "").lower(), asked.get("tag", "")
+    for word in ("properties", "assetName", "scheduled", "scheduleId"):
+        if asked.get(word, "").lower() not in ("", "false"):
+            raise NotSupported(f"jobs cannot be chosen by {word} here", target=word)
     page = jobs.list(
         house.store,
         workspace.id,
