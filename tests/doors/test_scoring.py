@@ -212,7 +212,9 @@ def test_a_key_of_openai_s_kind_lets_in_too(running: Running):
     assert answer.status_code == 200
 
 
-@pytest.mark.parametrize("shown", ["", "Bearer", "Bearer wrong", "Bearer a.b.c", "Bearer \xe9.\xe9"])
+@pytest.mark.parametrize(
+    "shown", ["", "Bearer", "Bearer wrong", "Bearer a.b.c", "Bearer \xe9.\xe9"]
+)
 def test_a_missing_or_wrong_key_is_refused(running: Running, shown: str):
     headers = {b"authorization": shown.encode("latin-1")} if shown else {}
     answer = running.client.post("/score", headers=headers)
@@ -283,7 +285,10 @@ def test_every_path_and_query_goes_through(running: Running):
     shown = {"authorization": running.key, "azureml-model-deployment": "blue"}
     assert running.client.get("/swagger.json?version=3", headers=shown).status_code == 200
     assert running.to("blue", path="v1/chat/completions").status_code == 200
-    assert [asked["path"] for asked in running.blue.asked] == ["/swagger.json", "/v1/chat/completions"]
+    assert [asked["path"] for asked in running.blue.asked] == [
+        "/swagger.json",
+        "/v1/chat/completions",
+    ]
     assert running.blue.asked[0]["query"] == "version=3"
 
 

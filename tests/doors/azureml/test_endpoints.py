@@ -70,9 +70,7 @@ def client(home: House, put_file: Callable[..., str]) -> TestClient:
         ("environment", "env", ""),
     ):
         location = f"file:workspaceblobstore/{name}" if kind != "environment" else ""
-        asset = Asset(
-            scope="ws", kind=kind, name=name, version="1", type=type, location=location
-        )
+        asset = Asset(scope="ws", kind=kind, name=name, version="1", type=type, location=location)
         assets.create(home.store, asset)
     log = {"0": b"".join(b"line %d\n" % number for number in range(9)), "1": b"other\n"}
     logged = replace(home, log=lambda id, offset: log[id.split("-")[-2]][offset:])
@@ -186,7 +184,9 @@ def test_a_deployment_is_shown_as_it_was_sent(put: Put, client: TestClient):
     assert shown["properties"]["requestSettings"]["requestTimeout"] == "PT90S"
     assert shown["properties"]["requestSettings"]["maxQueueWait"] == "PT0.25S"
     assert shown["sku"]["capacity"] == 2
-    assert [one["name"] for one in client.get(f"{ENDPOINT}/deployments").json()["value"]] == ["blue"]
+    assert [one["name"] for one in client.get(f"{ENDPOINT}/deployments").json()["value"]] == [
+        "blue"
+    ]
 
 
 def test_the_operation_of_a_deployment_ends_when_it_is_ready(
@@ -269,7 +269,10 @@ def test_traffic_goes_where_a_deployment_is(put: Put, client: TestClient):
     put()
     body = {**MADE, "properties": {"authMode": "Key", "traffic": {"blue": 100}}}
     assert client.put(ENDPOINT, json=body).json()["properties"]["traffic"] == {"blue": 100}
-    assert error(client.patch(ENDPOINT, json={"properties": {"traffic": {"blue": 60}}}))[0] == "traffic"
+    assert (
+        error(client.patch(ENDPOINT, json={"properties": {"traffic": {"blue": 60}}}))[0]
+        == "traffic"
+    )
     assert error(client.delete(BLUE), 409)[0] == "blue"
     assert client.patch(ENDPOINT, json={"properties": {"traffic": {}}}).status_code == 200
     assert client.delete(BLUE).status_code == 202
@@ -297,7 +300,10 @@ def test_logs_are_the_last_lines_of_every_instance(put: Put, client: TestClient)
     said = client.post(f"{BLUE}/getLogs", json={"tail": 2}).json()["content"]
     assert said == "Instance 0:\nline 7\nline 8\nInstance 1:\nother\n"
     initializer = {"tail": 2, "containerType": "StorageInitializer"}
-    assert "No storage initializer" in client.post(f"{BLUE}/getLogs", json=initializer).json()["content"]
+    assert (
+        "No storage initializer"
+        in client.post(f"{BLUE}/getLogs", json=initializer).json()["content"]
+    )
 
 
 def test_a_deployment_says_how_it_may_be_scaled(put: Put, client: TestClient):

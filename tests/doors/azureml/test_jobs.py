@@ -88,7 +88,10 @@ PIPELINE: dict[str, Any] = {
                     "process_count_per_instance": "${{parent.inputs.n}}",
                 },
                 "inputs": {
-                    "data": {"job_input_type": "literal", "value": "${{parent.jobs.first.outputs.out}}"}
+                    "data": {
+                        "job_input_type": "literal",
+                        "value": "${{parent.jobs.first.outputs.out}}",
+                    }
                 },
                 "outputs": {"out": {"value": "${{parent.outputs.trained}}", "type": "literal"}},
             },
@@ -183,7 +186,9 @@ def test_a_command_job_is_shown_as_it_was_sent(put: Put):
     assert shown["inputs"]["data"]["uri"].endswith("/datastores/workspaceblobstore/paths/data")
     assert shown["outputs"]["model"]["jobOutputType"] == "mlflow_model"
     assert shown["status"] == "Queued"
-    assert shown["services"]["Studio"]["endpoint"].startswith("http://localhost:8480/studio/jobs/j?")
+    assert shown["services"]["Studio"]["endpoint"].startswith(
+        "http://localhost:8480/studio/jobs/j?"
+    )
 
 
 def test_a_pipeline_is_written_down_in_our_words(put: Put, home: House):
@@ -304,9 +309,7 @@ def test_what_this_machine_cannot_keep_is_a_warning_on_the_job(put: Put):
     assert "Standard_ND40rs_v2" in shown["properties"]["finery.warnings"]
 
 
-def test_submitting_again_changes_texts_and_tags_and_never_the_work(
-    put: Put, client: TestClient
-):
+def test_submitting_again_changes_texts_and_tags_and_never_the_work(put: Put, client: TestClient):
     sent = put(COMMAND).json()
     sent["properties"] |= {"tags": {"b": "2"}, "displayName": "new", "isArchived": True}
     again = client.put(f"{WS}/jobs/j", json=sent)

@@ -1,0 +1,200 @@
+"""Jobs with the official `azure-ai-ml`, as the guides write them.
+
+Jobs really run here: that a job's code, inputs and outputs arrive where the SDK
+looks for them is what nothing smaller shows.
+"""
+
+# No postponed annotations: the pipeline decorator reads them.
+
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+from azure.ai.ml import Input, MLClient, Output, command, load_component
+from azure.ai.ml.dsl import pipeline
+from azure.ai.ml.entities import AmlCompute
+from azure.ai.ml.exceptions import JobException
+from azure.core.exceptions import HttpResponseError, ResourceNotFoundError
+from azure.identity import DefaultAzureCredential
+
+ENVIRONMENT = "azureml://registries/azureml/environments/sklearn-1.5/labels/latest"
+SCRIPT = """
+import argparse, pathlib
+parser = argparse.ArgumentParser()
+for name in ("data", "number", "kind", "out"):
+    parser.add_argument(f"--{name}")
+given = parser.parse_args()
+text = pathlib.Path(given.data)
+text = "".join(file.read_text() for file in sorted(text.iterdir())) if text.is_dir() else text.read_text()
+print("read", text, "number", given.number)
+pathlib.Path("outputs").mkdir(exist_ok=True)
+pathlib.Path("outputs", "left.txt").write_text("left behind")
+if given.out:
+    pathlib.Path(given.out).mkdir(parents=True, exist_ok=True)
+    pathlib.Path(given.out, "made.txt").write_text(text + given.number)
+"""
+COMPONENT = """
+$schema: https://azuremlschemas.azureedge.net/latest/commandComponent.schema.json
+name: sdk_append
+version: "1"
+type: command
+code: ./src
+command: >-
+  python append.py --data ${{inputs.data}} $[[--number ${{inputs.number}}]]
+  --kind ${{inputs.kind}} --out ${{outputs.out}}
+environment: ENVIRONMENT
+inputs:
+  data: {type: uri_folder}
+  number: {type: integer, optional: true, min: 1, max: 9}
+  kind: {type: string, enum: [x, y], default: x}
+outputs:
+  out: {type: uri_folder}
+"""
+
+
+@pytest.fixture(scope="module")
+def ml() -> MLClient:
+    client = MLClient(
+        DefaultAzureCredential(),
+        os.environ["AZURE_SUBSCRIPTION_ID"],
+        os.environ["AZURE_RESOURCE_GROUP"],
+        os.environ["AZURE_ML_WORKSPACE"],
+        retry_total=0,
+    )
+    cluster = AmlCompute(name="sdk-jobs", size="Standard_DS3_v2", min_instances=0, max_instances=2)
+    client.compute.begin_create_or_update(cluster).result()
+    return client
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of code and data, as a user has it; it is the current one."""
+    for path, text in (
+        ("src/append.py", SCRIPT),
+        ("data/a.txt", "a"),
+        ("append.yml", COMPONENT.replace("ENVIRONMENT", ENVIRONMENT)),
+    ):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def job_of(text: str = "true", **more: Any) -> Any:
+    return command(command=text, environment=ENVIRONMENT, compute="sdk-jobs", **more)
+
+
+def graph(**changed: Any) -> Any:
+    """A pipeline of a step, another that reads from it, and a pipeline inside."""
+    append = load_component("append.yml")
+
+    @pipeline(name="inner")
+    def inner(data: Input(type="uri_folder"), number: int = 2):
+        last = append(data=data, number=number)
+        return {"out": last.outputs.out}
+
+    @pipeline(name="outer")
+    def outer(data: Input(type="uri_folder"), queue: str = "sdk-jobs", number: int = 4):
+        first = append(data=data, number=number, kind="y")
+        first.compute = queue
+        second = append(data=first.outputs.out, number=1)
+        third = inner(data=second.outputs.out, number=number)
+        return {"middle": second.outputs.out, "end": third.outputs.out}
+
+    made = outer(data=Input(type="uri_folder", path="data"), **changed)
+    made.settings.default_compute = "sdk-jobs"
+    made.settings.force_rerun = True
+    made.settings.continue_on_step_failure = False
+    return made
+
+
+def test_a_command_job_runs_with_its_code_and_data_and_leaves_its_outputs(
+    ml: MLClient, folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    job = ml.jobs.create_or_update(
+        command(
+            code="./src",
+            command="python append.py --data ${{inputs.data}} --number ${{inputs.number}} "
+            "--out ${{outputs.made}} && sleep 2",  # of a job that has ended the SDK streams nothing
+            inputs={"data": Input(type="uri_folder", path="data"), "number": 3},
+            outputs={"made": Output(type="uri_folder")},
+            environment=ENVIRONMENT,
+            compute="sdk-jobs",
+            distribution={"type": "PyTorch", "process_count_per_instance": 1},
+            tags={"a": "1"},
+        ),
+        experiment_name="sdk",
+    )
+    ml.jobs.stream(job.name)
+    assert "read a number 3" in capsys.readouterr().out
+    done = ml.jobs.get(job.name)
+    assert (done.status, done.experiment_name, done.compute) == ("Completed", "sdk", "sdk-jobs")
+    assert done.inputs["number"]._data == "3"
+    assert done.outputs["made"].path.endswith(f"/{job.name}/made")
+    ml.jobs.download(job.name, download_path="got", all=True)
+    assert Path("got/named-outputs/made/made.txt").read_text() == "a3"
+    assert Path("got/artifacts/outputs/left.txt").read_text() == "left behind"
+    assert "read a" in Path("got/artifacts/user_logs/std_log.txt").read_text()
+
+
+def test_a_pipeline_runs_with_its_bindings_and_a_pipeline_inside(ml: MLClient, folder: Path):
+    job = ml.jobs.create_or_update(graph(), experiment_name="sdk")
+    ml.jobs.stream(job.name)
+    done = ml.jobs.get(job.name)
+    assert (done.status, list(done.jobs)) == ("Completed", ["first", "second", "third"])
+    ml.jobs.download(job.name, download_path="got", output_name="end")
+    assert Path("got/named-outputs/end/made.txt").read_text() == "a414"
+    steps = {child.display_name: child.status for child in ml.jobs.list(parent_job_name=job.name)}
+    assert steps == dict.fromkeys(["first", "second", "third"], "Completed")
+
+
+def test_a_job_that_fails_says_so_when_it_is_streamed(ml: MLClient):
+    job = ml.jobs.create_or_update(job_of("echo it is too hot; exit 3"))
+    with pytest.raises(JobException):
+        ml.jobs.stream(job.name)
+    done = ml.jobs.get(job.name)
+    assert done.status == "Failed"
+    assert "it is too hot" in done.properties["finery.error"]
+
+
+def test_a_job_is_cancelled(ml: MLClient):
+    job = ml.jobs.create_or_update(job_of("sleep 600"))
+    ml.jobs.begin_cancel(job.name).wait()
+    assert ml.jobs.get(job.name).status == "Canceled"
+
+
+@pytest.mark.parametrize(
+    "changed, target",
+    [({"number": 77}, "jobs.first.inputs.number"), ({"queue": "nowhere"}, "jobs.first.compute")],
+)
+def test_a_pipeline_that_cannot_work_is_refused_when_it_is_submitted(
+    ml: MLClient, folder: Path, changed: dict[str, Any], target: str
+):
+    with pytest.raises(HttpResponseError) as caught:
+        ml.jobs.create_or_update(graph(**changed))
+    assert caught.value.status_code == 400
+    assert caught.value.error.target == target
+
+
+def test_an_unknown_job_is_not_found(ml: MLClient):
+    with pytest.raises(ResourceNotFoundError):
+        ml.jobs.get("no-such-job")
+
+
+def test_texts_and_tags_change_and_the_archive_hides(ml: MLClient):
+    tag = f"t{uuid.uuid4().hex[:8]}"
+    job = ml.jobs.create_or_update(job_of(tags={tag: "1"}))
+    job.tags["more"] = "2"
+    job.display_name = "renamed"
+    again = ml.jobs.create_or_update(job)
+    assert (again.display_name, again.tags) == ("renamed", {tag: "1", "more": "2"})
+
+    def listed(view: str) -> list[str]:
+        return [one.name for one in ml.jobs.list(list_view_type=view, tag=tag)]
+
+    ml.jobs.archive(job.name)
+    assert (listed("ActiveOnly"), listed("ArchivedOnly")) == ([], [job.name])
+    ml.jobs.restore(job.name)
+    assert (listed("ActiveOnly"), listed("ArchivedOnly")) == ([job.name], [])
