@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from starlette.testclient import TestClient
 
@@ -250,3 +252,14 @@ def test_a_deleted_version_is_gone(client):
     assert client.get(f"{WS}/environments/e/versions/1").status_code == 404
     assert client.delete(f"{WS}/environments/e").status_code == 204
     assert client.get(f"{WS}/environments").json()["value"] == []
+
+
+def test_what_other_doors_keep_with_a_name_is_kept(client, home: House):
+    put(client, "environments/e/versions/1", image="one")
+    name = assets.find_name(home.store, "ws", "environment", "e")
+    assets.update_name(home.store, replace(name, extras={"mlflow": {"aliases": {"a": "1"}}}))
+    body = client.get(f"{WS}/environments/e").json()
+    body["properties"]["description"] = "new"
+    assert client.put(f"{WS}/environments/e", json=body).status_code == 200
+    kept = assets.find_name(home.store, "ws", "environment", "e")
+    assert kept.extras["mlflow"] == {"aliases": {"a": "1"}} and kept.description == "new"

@@ -203,3 +203,40 @@ def test_a_component_of_something_that_is_not_there_is_refused(client):
 def test_every_refusal_is_one_of_the_core_s():
     with pytest.raises(Failure):
         read({"type": "command"})
+
+
+STEP = {**COMMAND, "environment": f"{WS}/environments/e/versions/1", "code": None}
+
+
+def with_step(client, **node):
+    """Put a pipeline component whose one step is `train`, with `node` laid over it."""
+    client.put(f"{WS}/environments/e/versions/1", json={"properties": {"image": "i"}})
+    body = {"properties": {"componentSpec": STEP}}
+    client.put(f"{WS}/components/train/versions/3", json=body)
+    step = {"type": "command", "componentId": f"{WS}/components/train/versions/3", **node}
+    spec = {"type": "pipeline", "name": "pipe", "inputs": {}, "outputs": {}, "jobs": {"one": step}}
+    return client.put(
+        f"{WS}/components/pipe/versions/1", json={"properties": {"componentSpec": spec}}
+    )
+
+
+def test_an_id_given_as_a_plain_text_is_read_as_what_it_is(client, home, put_file):
+    uri = put_file("a/x").removesuffix("/x")
+    data = {"dataType": "uri_folder", "dataUri": uri}
+    client.put(f"{WS}/data/d/versions/1", json={"properties": data})
+    given = {"d": {"job_input_type": "literal", "value": "azureml:d:1"}}
+    assert with_step(client, inputs=given).status_code == 201
+    step = assets.get(home.store, "ws", "component", "pipe").spec["steps"]["one"]
+    assert step["inputs"]["d"] == {"value": "asset:data/ws/d/1", "type": "uri_folder", "mode": ""}
+
+
+@pytest.mark.parametrize(
+    "node, says",
+    [
+        ({"inputs": {"none": {"job_input_type": "literal", "value": "1"}}}, "no input 'none'"),
+        ({"outputs": {"none": {"job_output_type": "uri_folder", "asset_name": "n"}}}, "no output"),
+    ],
+)
+def test_a_step_s_ports_are_those_of_its_component(client, node, says):
+    answer = with_step(client, **node)
+    assert answer.status_code == 400 and says in answer.json()["error"]["message"]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from starlette.testclient import TestClient
 
-from finery.core import ids, jobs
+from finery.core import endpoints, ids, jobs
+from finery.core.endpoints import Endpoint
 from finery.core.errors import Forbidden
 from finery.core.jobs import Command, Job
 from finery.core.workspaces import Caller
@@ -75,16 +76,24 @@ def test_a_workspace_with_a_running_job_stays(client: TestClient, home: House):
     assert client.delete(f"{ALL}/new").status_code == 409
 
 
-def test_a_job_s_token_is_for_its_own_workspace(anyone: TestClient, home: House):
+def test_a_workspace_with_an_endpoint_stays(client: TestClient, home: House):
+    workspace = put(client, "new").json()["properties"]["workspaceId"]
+    endpoints.create(home.store, Endpoint(name="e", workspace=workspace))
+    assert client.delete(f"{ALL}/new").status_code == 409
+
+
+@pytest.mark.parametrize("field", ["managedNetwork", "encryption", "imageBuildCompute"])
+def test_what_a_workspace_cannot_have_here_is_refused_by_name(client: TestClient, field: str):
+    answer = client.patch(WS, json={"properties": {field: {"a": "b"}}})
+    assert answer.status_code == 501 and field in answer.json()["error"]["message"]
+
+
+def test_a_job_s_token_opens_nothing_here(anyone: TestClient, home: House):
     caller = Caller(name="job", role="job", workspace="ws")
     token = home.keys.mint(caller, audience="x", seconds=60, now=ids.now())
     headers = {"Authorization": f"Bearer {token}"}
-    assert anyone.get(WS, headers=headers).status_code == 200
+    assert anyone.get(WS, headers=headers).status_code == 403
     assert anyone.put(f"{ALL}/new", json={}, headers=headers).status_code == 403
-    admin = {"Authorization": f"Bearer {home.keys.admin}"}
-    assert anyone.put(f"{ALL}/new", json={}, headers=admin).status_code == 200
-    assert anyone.get(f"{ALL}/new", headers=headers).status_code == 403
-    assert [item["name"] for item in anyone.get(ALL, headers=headers).json()["value"]] == ["w"]
 
 
 def test_a_workspace_has_four_datastores_and_one_is_the_default(client: TestClient):

@@ -231,7 +231,8 @@ def _put_name(
     old = assets.find_name(house.store, workspace.id, kind, name)
     if old is None:
         return assets.create_name(house.store, new)
-    kept = replace(new, next=old.next, created_at=old.created_at)
+    extras = {**old.extras, **new.extras}  # other doors keep theirs there too
+    kept = replace(new, next=old.next, created_at=old.created_at, extras=extras)
     return assets.update_name(house.store, kept)
 
 

@@ -18,13 +18,12 @@ from finery.core import assets, references
 from finery.core.assets import Asset
 from finery.core.errors import Conflict, Invalid, NotFound, NotSupported
 from finery.core.workspaces import Workspace
-from finery.doors.azureml import components, wire
+from finery.doors.azureml import components, ports, wire
 from finery.doors.azureml import references as ids
 from finery.doors.http import House
 
 _COMMON = (
-    *("description", "tags", "properties", "isAnonymous", "isArchived"),
-    *("provisioningState", "intellectualProperty"),
+    *("description", "tags", "properties", "isAnonymous", "isArchived", "provisioningState"),
 )
 _DATA = ("uri_file", "uri_folder", "mltable")
 _MODELS = ("custom_model", "mlflow_model")
@@ -241,6 +240,8 @@ def _component_in(place: Place, asset: Asset, given: Mapping[str, Any]) -> Asset
         return ids.ref_in(place.house, place.workspace, text, kind=kind)
 
     core = components.component_in(spec, ref=ref, where=f"component {place.name!r}")
+    for name, step in core.get("steps", {}).items():
+        _fit(place, step, f"component {place.name!r}: jobs.{name}", ref)
     return _with(
         asset,
         type=core["kind"],
@@ -250,6 +251,28 @@ def _component_in(place: Place, asset: Asset, given: Mapping[str, Any]) -> Asset
         tags=asset.tags or wire.texts(spec.get("tags"), "tags"),
         extras={"spec": spec},
     )
+
+
+def _fit(place: Place, step: dict[str, Any], where: str, ref: components.Reader) -> None:
+    """Read plain texts given to ports of data as the ids that they are; refuse unknown ports."""
+    component = assets.by_ref(place.house.store, step["component"])
+    taken = component.spec["inputs"]
+    for name, value in step["inputs"].items():
+        if name not in taken:
+            raise Invalid(
+                f"{where}: component {component.name!r} has no input {name!r} "
+                f"(it has: {', '.join(taken) or 'none'})",
+                target=name,
+            )
+        kind = taken[name]["type"]
+        if kind in ports.PLACES and value["type"] == "literal" and "${{" not in value["value"]:
+            what = "model" if kind in ports.MODELS else "data"
+            value.update(type=kind, value=ref(what, value["value"]))
+    for name in (*step["outputs"], *step["registered"]):
+        if name not in component.spec["outputs"]:
+            raise Invalid(
+                f"{where}: component {component.name!r} has no output {name!r}", target=name
+            )
 
 
 def _component_out(house: House, workspace: Workspace | None, asset: Asset) -> dict[str, Any]:

@@ -13,21 +13,22 @@ from typing import Any
 
 from fastapi import APIRouter, Body, Depends, Request, Response
 
-from finery.core import ids, jobs, workspaces
+from finery.core import endpoints, ids, jobs, workspaces
 from finery.core.errors import Invalid, NotFound, NotSupported
 from finery.core.workspaces import Caller, Workspace
 from finery.doors.azureml import cloud, references, wire
 from finery.doors.http import House
 
 _DEPLOYMENT = f"{wire.GROUP}/providers/Microsoft.Resources/deployments/{{deployment}}"
-# What the SDK sends with every workspace; each is about Azure's own networks, vaults or bills.
+# What is about Azure's own networks, vaults and bills, and changes nothing here.
 _HARMLESS = (
-    *("publicNetworkAccess", "hbiWorkspace", "systemDatastoresAuthMode", "imageBuildCompute"),
-    *("allowRoleAssignmentOnRG", "v1LegacyMode", "primaryUserAssignedIdentity", "storageAccount"),
-    *("keyVault", "applicationInsights", "containerRegistry", "managedNetwork", "networkAcls"),
-    *("enableDataIsolation", "provisioningState", "workspaceId", "discoveryUrl"),
-    *("mlFlowTrackingUri", "featureStoreSettings", "serverlessComputeSettings", "encryption"),
+    *("publicNetworkAccess", "hbiWorkspace", "systemDatastoresAuthMode", "storageAccount"),
+    *("allowRoleAssignmentOnRG", "v1LegacyMode", "primaryUserAssignedIdentity", "keyVault"),
+    *("applicationInsights", "containerRegistry", "enableDataIsolation"),
 )
+# What we answer, and so get back.
+_ANSWERED = ("provisioningState", "workspaceId", "discoveryUrl", "mlFlowTrackingUri")
+_KNOWN = ("friendlyName", "description", *_HARMLESS, *_ANSWERED)
 
 
 def router(house: House) -> APIRouter:
@@ -56,9 +57,7 @@ def router(house: House) -> APIRouter:
     ) -> Response:
         caller.need_administrator()
         path = request.path_params
-        wire.refuse_unknown(
-            body.get("properties") or {}, ("friendlyName", "description", *_HARMLESS), "workspace"
-        )
+        wire.refuse_unknown(body.get("properties") or {}, _KNOWN, "workspace")
         made = _put(house, path["subscription"], path["group"], workspace, _texts(body))
         return wire.answer(workspace_out(house, made))
 
@@ -66,9 +65,7 @@ def router(house: House) -> APIRouter:
     def patch(request: Request, body: dict[str, Any] = anything, caller: Caller = who) -> Response:
         found = wire.room(house, request, caller)
         caller.need_administrator()
-        wire.refuse_unknown(
-            body.get("properties") or {}, ("friendlyName", "description", *_HARMLESS), "workspace"
-        )
+        wire.refuse_unknown(body.get("properties") or {}, _KNOWN, "workspace")
         return wire.answer(
             workspace_out(house, workspaces.update(house.store, replace(found, **_texts(body))))
         )
@@ -212,7 +209,9 @@ def _delete(house: House, workspace: Workspace) -> None:
     subscription, group, name = house.default_workspace
     if (workspace.subscription, workspace.group, workspace.name) == (subscription, group, name):
         raise Invalid("the default workspace stays: it exists from the start", target=name)
-    workspaces.remove(house.store, workspace, busy=jobs.busy(house.store, workspace.id))
+    served = endpoints.list(house.store, workspace.id, limit=1).items
+    busy = bool(served) or jobs.busy(house.store, workspace.id)
+    workspaces.remove(house.store, workspace, busy=busy)
 
 
 def _deployment_out(subscription: str, group: str, name: str) -> dict[str, Any]:
