@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -179,40 +179,46 @@ def test_a_guard_ends_the_ranks_of_a_killed_keeper_even_when_no_server_looks(
     until(lambda: all(gone(pid) for pid in pids_in(tmp_path / "pids")), seconds=5)
 
 
+@pytest.fixture
+def stranger() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that is none of the engine's."""
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as made:
+        yield made
+        made.kill()
+
+
 def test_a_number_that_was_used_again_is_left_alone(
-    engine: LocalEngine, a_process: Make, until: Until
+    engine: LocalEngine, a_process: Make, until: Until, stranger: subprocess.Popen[bytes]
 ) -> None:
-    with subprocess.Popen(["sleep", "60"], start_new_session=True) as stranger:
-        engine.start(a_process("sleep 60"))
-        directory = running(engine, until)
-        begun = json.loads((directory / "started.json").read_text())
-        forged = [{"rank": 0, "pid": stranger.pid, "start": proc.started(stranger.pid) - 1}]
-        (directory / "ranks.json").write_text(json.dumps(forged))
-        os.kill(begun["pid"], signal.SIGKILL)
-        end_of(engine, until)
-        leftovers.tell(stranger.pid, proc.started(stranger.pid) - 1, signal.SIGKILL)
-        assert stranger.poll() is None
-        leftovers.tell(stranger.pid, proc.started(stranger.pid), signal.SIGKILL)
-        assert stranger.wait(5) == -signal.SIGKILL
+    engine.start(a_process("sleep 60"))
+    directory = running(engine, until)
+    begun = json.loads((directory / "started.json").read_text())
+    forged = [{"rank": 0, "pid": stranger.pid, "start": proc.started(stranger.pid) - 1}]
+    (directory / "ranks.json").write_text(json.dumps(forged))
+    os.kill(begun["pid"], signal.SIGKILL)
+    end_of(engine, until)
+    leftovers.tell(stranger.pid, proc.started(stranger.pid) - 1, signal.SIGKILL)
+    assert stranger.poll() is None
+    leftovers.tell(stranger.pid, proc.started(stranger.pid), signal.SIGKILL)
+    assert stranger.wait(5) == -signal.SIGKILL
 
 
 def test_after_a_restart_of_the_machine_it_is_lost_and_no_number_is_trusted(
-    engine: LocalEngine, a_process: Make, until: Until
+    engine: LocalEngine, a_process: Make, until: Until, stranger: subprocess.Popen[bytes]
 ) -> None:
-    with subprocess.Popen(["sleep", "60"], start_new_session=True) as stranger:
-        engine.start(a_process("true"))
-        end_of(engine, until)
-        directory = engine.home / "p1"
-        (directory / "exit.json").unlink()  # as if the power had gone before it was written
-        begun = json.loads((directory / "started.json").read_text())
-        (directory / "started.json").write_text(json.dumps(begun | {"boot": "another"}))
-        same = [{"rank": 0, "pid": stranger.pid, "start": proc.started(stranger.pid)}]
-        (directory / "ranks.json").write_text(json.dumps(same))
-        end = engine.report("p1")
-        assert (end.state, end.exit_code) == ("exited", None)
-        assert end.reason == "lost: the machine was restarted"
-        assert stranger.poll() is None
-        stranger.kill()
+    engine.start(a_process("true"))
+    end_of(engine, until)
+    directory = engine.home / "p1"
+    begun = json.loads((directory / "started.json").read_text())
+    until(lambda: gone(begun["pid"]))
+    (directory / "exit.json").unlink()  # as if the power had gone before it was written
+    (directory / "started.json").write_text(json.dumps(begun | {"boot": "another"}))
+    same = [{"rank": 0, "pid": stranger.pid, "start": proc.started(stranger.pid)}]
+    (directory / "ranks.json").write_text(json.dumps(same))
+    end = engine.report("p1")
+    assert (end.state, end.exit_code) == ("exited", None)
+    assert end.reason == "lost: the machine was restarted"
+    assert stranger.poll() is None
 
 
 def test_stop_asks_first(engine: LocalEngine, a_process: Make, until: Until) -> None:
