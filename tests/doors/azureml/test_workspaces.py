@@ -82,6 +82,12 @@ def test_a_workspace_with_an_endpoint_stays(client: TestClient, home: House):
     assert client.delete(f"{ALL}/new").status_code == 409
 
 
+def test_rules_for_addresses_are_refused_where_there_are_any(client: TestClient):
+    none, some = {"defaultAction": "Deny", "ipRules": []}, {"ipRules": [{"value": "10.0.0.0/8"}]}
+    assert client.patch(WS, json={"properties": {"networkAcls": none}}).status_code == 200
+    assert client.patch(WS, json={"properties": {"networkAcls": some}}).status_code == 501
+
+
 @pytest.mark.parametrize("field", ["managedNetwork", "encryption", "imageBuildCompute"])
 def test_what_a_workspace_cannot_have_here_is_refused_by_name(client: TestClient, field: str):
     answer = client.patch(WS, json={"properties": {field: {"a": "b"}}})
