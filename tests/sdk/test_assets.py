@@ -221,3 +221,14 @@ def test_a_component_that_cannot_run_is_refused_by_name(
     file.write_text(text.replace("type: pytorch, process_count_per_instance: 2", "type: ray"))
     with pytest.raises(HttpResponseError, match="ray"):
         ml.components.create_or_update(load_component(str(file)))
+
+
+def test_a_component_is_downloaded_with_its_code(ml: MLClient, name: str, folder: Path) -> None:
+    ml.environments.create_or_update(Environment(name=name, image="i"))
+    file = folder.parent / "step.yml"
+    file.write_text(STEP.format(name=name, environment=name))
+    ml.components.create_or_update(load_component(str(file)))
+    down = folder.parent / "down"
+    ml.components.download(name, version="1", download_path=str(down))
+    assert (down / "code" / "a.jsonl").read_bytes() == (folder / "a.jsonl").read_bytes()
+    assert "component_spec.yaml" in [item.name for item in down.iterdir()]

@@ -70,7 +70,7 @@ async def _answer(house: House, request: Request) -> Response:
     blobs.refuse_unkept(request)
     query = request.query_params
     what = (request.method, query.get("restype"), query.get("comp"))
-    if not place.path:
+    if not place.path or what == ("GET", "container", "list"):
         return await _container(house, request, place, what)
     match what:
         case ("GET" | "HEAD", None, None):
@@ -104,7 +104,7 @@ async def _container(
         raise NotSupported(f"{_said(what)} on an account is not supported here", target="comp")
     match what:
         case ("GET", "container", "list"):
-            prefix = request.query_params.get("prefix", "")
+            prefix = _within(place) + request.query_params.get("prefix", "")
             _allowed(house, request, replace(place, path=prefix), "l")
             return await run_in_threadpool(_list, house, request, place)
         case ("GET" | "HEAD", "container", None):
@@ -329,15 +329,31 @@ async def _delete(house: House, request: Request, place: Place) -> Response:
     return Response(status_code=202, headers=blobs.common(request))
 
 
+def _within(place: Place) -> str:
+    """Return the prefix of a folder that is asked for as if it were a container.
+
+    Uploaded code lies in such a folder: the SDK takes its address for a container's.
+    """
+    return f"{place.path}/" if place.path else ""
+
+
 def _list(house: House, request: Request, place: Place) -> Response:
     prefix, after, limit, folders = blobs.listing_in(request)
+    within = _within(place)
     try:
         page = house.files.list(
-            place.scope, place.datastore, prefix=prefix, after=after, limit=limit, folders=folders
+            place.scope,
+            place.datastore,
+            prefix=within + prefix,
+            after=after,
+            limit=limit,
+            folders=folders,
         )
     except NotFound:
         _need_container(house, request, place)
         page = Page([])
+    shown = [replace(item, path=item.path.removeprefix(within)) for item in page.items]
+    page = replace(page, items=shown)
     body = blobs.listing_out(request, place.datastore, page)
     return blobs.xml(body, headers=blobs.common(request))
 
