@@ -72,6 +72,7 @@ class Process:
     gpus: tuple[int, ...] = ()  # indices of the devices it may see
     warm: bool = False  # [python, -m, MODULE, ...] of our own environment: may be forked warm
     timeout: float | None = None  # seconds; the engine ends it then, and says so in the report
+    grace: float | None = None  # seconds between asking it to end and killing it; None: ours
 
     def rank_log(self, rank: int) -> Path:
         """Where rank `rank` writes: `std_log.txt`, or `std_log_process_NN.txt` of several."""

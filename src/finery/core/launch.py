@@ -130,7 +130,7 @@ def process(
         log=place.std_log,
         env={**env, "PATH": f"{interpreter.parent}:/usr/local/bin:/usr/bin:/bin"},
         ranks=job.lease.get("ranks", 1),
-        cpus=job.lease.get("cpus"),
+        memory=job.lease.get("memory"),
         gpus=tuple(job.lease.get("gpus", ())),
         warm=bool(recipe),
         timeout=job.spec.timeout,

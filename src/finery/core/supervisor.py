@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 _BUSY_PAUSE = 0.05  # seconds between looks while something runs
 _IDLE_PAUSE = 1.0
+_MEMORY_SHARE = 0.9  # of the machine's memory: a job that takes more is ended, not the machine
 _ACTIVE = ("preparing", "running", "finalizing", "cancelling")
 
 
@@ -124,6 +125,7 @@ class Supervisor:
         if isinstance(job.spec, Pipeline):
             return {}
         target = compute.find(self.store, job.workspace, job.compute) if job.compute else None
+        memory = int(capacity.memory * _MEMORY_SHARE)
         running = [other for other in active if isinstance(other.spec, Command)]
         here = [o for o in running if (o.workspace, o.compute) == (job.workspace, job.compute)]
         most = target.max_instances if target else capacity.cpus
@@ -133,13 +135,15 @@ class Supervisor:
         if not capacity.gpus:
             with_gpus = target is not None and target.gpus > 0
             ranks = 1 if with_gpus else min(wanted, capacity.cpus)
-            return {"gpus": [], "ranks": max(ranks, 1)}
+            return {"gpus": [], "ranks": max(ranks, 1), "memory": memory}
         if target is not None and target.gpus == 0:
-            return {"gpus": [], "ranks": min(wanted, capacity.cpus)}
+            return {"gpus": [], "ranks": min(wanted, capacity.cpus), "memory": memory}
         taken = {gpu for other in running for gpu in other.lease.get("gpus", ())}
         free = [gpu for gpu in range(capacity.gpus) if gpu not in taken]
         need = min(max(wanted, 1), capacity.gpus)
-        return {"gpus": free[:need], "ranks": need} if len(free) >= need else None
+        if len(free) < need:
+            return None
+        return {"gpus": free[:need], "ranks": need, "memory": memory}
 
     # -- one job -----------------------------------------------------------------------
 
@@ -219,6 +223,8 @@ class Supervisor:
         if report.timed_out:
             assert isinstance(job.spec, Command)
             return self._fail(job, f"it ran past its limit of {job.spec.timeout:g} s and was ended")
+        if report.reason:
+            return self._fail(job, report.reason)
         if report.exit_code is None:
             return self._fail(job, "the process was lost: its keeper or the machine was stopped")
         if report.exit_code:

@@ -30,6 +30,7 @@ from finery.core.workspaces import Keys
 logger = logging.getLogger(__name__)
 
 _MOST_RESTARTS = 5  # in a row, before a deployment counts as failed
+_GRACE = 30.0  # seconds for an instance to finish what it was asked before it ends
 
 
 @dataclass
@@ -180,8 +181,16 @@ class Upkeep:
             "FINERY_DEPLOYMENT": deployment.name,
             "PATH": f"{interpreter.parent}:/usr/local/bin:/usr/bin:/bin",
         }
-        log = place / "log.txt"
-        self.engine.start(Process(id=id, command=command, cwd=place, log=log, env=env, warm=True))
+        process = Process(
+            id=id,
+            command=command,
+            cwd=place,
+            log=place / "log.txt",
+            env=env,
+            warm=True,
+            grace=_GRACE,
+        )
+        self.engine.start(process)
 
     def _document(self, deployment: Deployment, place: Path) -> dict[str, Any]:
         """Return the serving process's spec file: see `serving/spec.py`."""

@@ -180,7 +180,7 @@ class LocalEngine:
             "cpus": process.cpus,
             "memory": process.memory,
             "timeout": process.timeout,
-            "grace": self.grace,
+            "grace": self.grace if process.grace is None else process.grace,
             "name": f"finery-{secrets.token_hex(4)}",
         }
         part = directory / f"process.{secrets.token_hex(4)}.part"

@@ -113,6 +113,11 @@ class Mlflow:
             await _redirect(send, f"{PREFIX}/")
             return
         path = _modern(path)
+        if path.startswith("/jobs/"):
+            inner = await self._ready()
+            page = await asyncio.to_thread(self.tracking.page, inner, path.removeprefix("/jobs/"))
+            await _redirect(send, f"{PREFIX}/{page}")
+            return
         access.check_route(path, caller)
         inner = await self._ready()
         answered, receive = await metrics.answer(inner, method, path, receive, send)

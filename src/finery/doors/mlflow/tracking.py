@@ -17,6 +17,7 @@ from datetime import datetime
 from typing import Any
 
 from finery.core import ids, workspaces
+from finery.core.errors import NotFound
 from finery.core.jobs import Job
 from finery.core.workspaces import Caller
 from finery.doors.http import House
@@ -69,6 +70,16 @@ class Tracking:
             for key, value in _literals(job).items():
                 if key not in logged:
                     run.params.append(models.SqlParam(key=key, value=value))
+
+    def page(self, inner: Embedded, job: str) -> str:
+        """Return where MLflow's own pages show a job's run.  Raises `NotFound`."""
+        models = importlib.import_module("mlflow.store.tracking.dbmodels.models")
+        id = run_id(job, short=not _unlimited(inner))
+        with inner.runs.ManagedSessionMaker(read_only=True) as session:
+            run = session.get(models.SqlRun, id)
+            if run is None:
+                raise NotFound(f"no run of a job named {job!r}", target=job)
+            return f"#/experiments/{run.experiment_id}/runs/{id}"
 
     def _environment(self, job: Job, name: str, experiment: str, short: bool) -> dict[str, str]:
         caller = Caller(name=job.name, role="job", workspace=job.workspace)
