@@ -20,6 +20,7 @@ from sqlalchemy import (
     Integer,
     String,
     Table,
+    bindparam,
     func,
     insert,
     select,
@@ -64,6 +65,8 @@ JOBS = Table(
     Index("jobs_by_workspace", "workspace", "parent", "seq"),
     Index("jobs_unfinished", "final", "seq"),
 )
+
+_BY_NAME = select(JOBS).where(JOBS.c.name == bindparam("name"))  # asked most: made once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,7 +209,7 @@ def get(store: Store, name: str) -> Job:
 
 
 def find(store: Store, name: str) -> Job | None:
-    row = store.row(select(JOBS).where(JOBS.c.name == name))
+    row = store.row(_BY_NAME, name=name)
     return _job(row) if row else None
 
 

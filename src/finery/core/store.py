@@ -128,9 +128,10 @@ class Store:
         with self.reading() as connection:
             return connection.execute(query).all()
 
-    def row(self, query: Any) -> Any | None:
+    def row(self, query: Any, **given: Any) -> Any | None:
+        """Return the first row; `given` are the values of the query's parameters."""
         with self.reading() as connection:
-            return connection.execute(query).first()
+            return connection.execute(query, given).first()
 
     def migrate(self) -> None:
         """Bring the database to this version's shape, or refuse one that is newer."""

@@ -24,6 +24,7 @@ from sqlalchemy import (
     String,
     Table,
     UniqueConstraint,
+    bindparam,
     delete,
     insert,
     select,
@@ -60,6 +61,8 @@ WORKSPACES = Table(
     Column("key", String(800), nullable=False),
     UniqueConstraint("key"),
 )
+
+_BY_KEY = select(WORKSPACES).where(WORKSPACES.c.key == bindparam("key"))  # asked most: made once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +111,7 @@ def create(store: Store, workspace: Workspace) -> Workspace:
 
 
 def get(store: Store, subscription: str, group: str, name: str) -> Workspace:
-    row = store.row(select(WORKSPACES).where(WORKSPACES.c.key == _key(subscription, group, name)))
+    row = store.row(_BY_KEY, key=_key(subscription, group, name))
     if row is None:
         raise NotFound(f"no workspace {name!r} in resource group {group!r}", target=name)
     return _workspace(row)
