@@ -32,7 +32,8 @@ class ChatModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         if adapter.is_file():
             named = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
             base = folder / "base" if (folder / "base").is_dir() else named
-        model = AutoModelForCausalLM.from_pretrained(str(base), dtype="auto")
+        dtype = "auto" if device == "cuda" else "float32"
+        model = AutoModelForCausalLM.from_pretrained(str(base), dtype=dtype)
         if adapter.is_file():
             from peft import PeftModel
 

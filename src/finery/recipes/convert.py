@@ -81,6 +81,7 @@ def _convert(folder: Path, target: Path) -> None:
 def _describe(folder: Path, made: Path, *, adapter: bool) -> None:
     """What MLflow writes of a model: manifest, requirements, code; no weights yet."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     import mlflow.pyfunc
 
     told = folders.read_json(folder / "finetune_args.json")

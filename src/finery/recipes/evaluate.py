@@ -152,7 +152,9 @@ def _score(given: Spec, folder: Path, cases: list[Case]) -> tuple[dict[str, floa
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     trust = given.trust_remote_code
-    model = checkpoint.load(folder, device=device, trust_remote_code=trust)
+    # Both in the same precision; a processor has no arithmetic of its own for 16-bit floats.
+    dtype = "auto" if device == "cuda" else "float32"
+    model = checkpoint.load(folder, dtype=dtype, device=device, trust_remote_code=trust)
     tokenizer = checkpoint.tokenizer(folder, trust_remote_code=trust)
     set_pad(tokenizer)
     rows = Encoder(tokenizer).encode([case.messages for case in cases])
