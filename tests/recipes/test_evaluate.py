@@ -122,26 +122,6 @@ def test_a_word_is_a_word_in_any_script() -> None:
     ] == pytest.approx(4 / 7)
 
 
-@pytest.mark.slow
-def test_rouge_is_that_of_the_package_everyone_uses() -> None:
-    # Slow: importing rouge-score, which imports nltk and scipy, takes seconds.
-    import random
-
-    from rouge_score.rouge_scorer import RougeScorer
-
-    pick = random.Random(3)
-    words = "the a cat dog sat on mat. ran, over under Big small\n".split(" ")
-    pairs = [
-        tuple(" ".join(pick.choices(words, k=pick.randint(1, 30))) for _ in "ab")
-        for _ in range(200)
-    ]
-    scorer = RougeScorer(list(scores.ROUGES))
-    for answer, reference in pairs:
-        theirs = scorer.score(reference, answer)
-        mine = scores.rouge([answer], [reference])
-        assert mine == {name: pytest.approx(theirs[name].fmeasure) for name in scores.ROUGES}
-
-
 def test_the_general_text_is_plain_and_long_enough() -> None:
     lines = evaluate.general_text()
     assert len(lines) >= 50

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from finery import config
-from finery.cli import lookups
+from finery.cli import bench, lookups
 from finery.cli.refused import Refused
 
 
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
 
 def show_config(args: argparse.Namespace) -> None:
     """Print the config.json that MLClient.from_config reads."""
-    found = _server(config.home(args.home))
+    found = server(config.home(args.home))
     document = {
         "subscription_id": found["subscription"],
         "resource_group": found["group"],
@@ -117,7 +117,7 @@ def doctor(args: argparse.Namespace) -> None:
 
 def environment(home: Path) -> dict[str, str]:
     """Return what the official clients need to find the running server of `home`."""
-    found = _server(home)
+    found = server(home)
     key = (home / "admin.key").read_text().strip()
     bundle = str(home / "tls" / "bundle.pem")
     return {
@@ -141,7 +141,7 @@ def environment(home: Path) -> dict[str, str]:
     }
 
 
-def _server(home: Path) -> dict[str, Any]:
+def server(home: Path) -> dict[str, Any]:
     """Return where the server of `home` is.  Raises `Refused` when none runs."""
     path = home / "server.json"
     try:
@@ -192,6 +192,7 @@ def _parser() -> argparse.ArgumentParser:
     word("doctor", doctor).add_argument("--json", action="store_true")
 
     lookups.add(words)
+    bench.add(words)
     return parser
 
 

@@ -83,7 +83,7 @@ def job_show(args: argparse.Namespace) -> None:
             print(f"{name:<13} {value}")
     if document["steps"]:
         print()
-        _print(document["steps"], ("display_name", "name", "status", "seconds"))
+        show(document["steps"], ("display_name", "name", "status", "seconds"))
 
 
 def job_logs(args: argparse.Namespace) -> None:
@@ -253,10 +253,10 @@ def _table(
     if args.json:
         print(json.dumps(documents, indent=2, default=str))
     else:
-        _print(documents, headings)
+        show(documents, headings)
 
 
-def _print(documents: Sequence[dict[str, Any]], headings: Sequence[str]) -> None:
+def show(documents: Sequence[dict[str, Any]], headings: Sequence[str]) -> None:
     rows = [[str(document[name]) for name in headings] for document in documents]
     widths = [max(len(row[i]) for row in [list(headings), *rows]) for i in range(len(headings))]
     for row in [list(headings), *rows]:

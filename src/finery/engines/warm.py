@@ -36,7 +36,7 @@ STACK = (
     "numpy,torch,datasets,safetensors.torch"
     ",transformers:AutoModelForCausalLM:AutoTokenizer:AutoProcessor:Trainer:TrainingArguments"
     ":Phi3ForCausalLM:GenerationConfig:TrainerCallback"
-    ",peft:LoraConfig:PeftModel:get_peft_model,trl:SFTTrainer:SFTConfig,mlflow"
+    ",peft:LoraConfig:PeftModel:get_peft_model,trl:SFTTrainer:SFTConfig,mlflow,rouge_score.rouge_scorer"
     ",tabulate"  # torch imports it when a program ends, for a table that nobody asked for
 )
 # Read once, when the stack is imported: where these differ the parent cannot stand in.
