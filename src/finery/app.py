@@ -162,10 +162,7 @@ def _interpreter(environment: Asset | None) -> Path:
     """Return the Python that an environment asset means; no environment means our own."""
     if environment is None:
         return Path(sys.executable)
-    curated = environment.spec.get("kind") == "curated"
-    return environments.interpreter(
-        {**environment.spec, "name": environment.name, "curated": curated}
-    )
+    return environments.interpreter(environment.name, environment.spec)
 
 
 def _furnish(house: House) -> None:

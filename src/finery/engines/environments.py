@@ -1,8 +1,8 @@
 """Which interpreter a job's environment means.
 
 So far one: our own, which the curated environments of the catalog stand for.
-What would have to be built (conda, pip, a Docker context or image) is refused
-by name; nothing is built here yet.
+What would have to be built (conda, a Docker context or image) is refused by
+name; nothing is built here yet.
 """
 
 from __future__ import annotations
@@ -13,21 +13,20 @@ from pathlib import Path
 
 from finery.core.errors import NotSupported
 
-BUILT = ("conda_file", "build", "image", "inference_config")
+MADE_FROM = {"conda": "a conda file", "build": "a Docker build context", "image": "a Docker image"}
 
 
-def interpreter(environment: Mapping[str, object]) -> Path:
-    """The Python that runs a job in this environment.
+def interpreter(name: str, spec: Mapping[str, object]) -> Path:
+    """Return the Python that runs a job in the environment `name`.
 
-    `environment`: its `name`; `curated`, true where the catalog says that our own
-    interpreter has what it names; else what it is to be built from.
+    `spec["kind"]` is `curated` where the catalog says that our own interpreter
+    has what the name stands for.  Raises `NotSupported` for any other kind.
     """
-    if environment.get("curated"):
+    kind = str(spec.get("kind", ""))
+    if kind == "curated":
         return Path(sys.executable)
-    name = environment.get("name") or "without a name"
-    wanted = [field for field in BUILT if environment.get(field)] or ["nothing we know"]
     raise NotSupported(
-        f"the environment {name} is made from {' and '.join(wanted)}, and none are built here "
-        "yet: name a curated environment of the azureml registry",
+        f"the environment {name!r} is made from {MADE_FROM.get(kind, 'nothing we know')}, and "
+        "none are built here yet: name a curated environment of the azureml registry",
         target="environment",
     )
