@@ -8,7 +8,7 @@ a graph means).  This module writes wishes and statuses down; it starts nothing
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -16,6 +16,7 @@ from sqlalchemy import (
     JSON,
     Boolean,
     Column,
+    Connection,
     Index,
     Integer,
     String,
@@ -63,10 +64,23 @@ JOBS = Table(
     Column("ended_at", When),
     Column("extras", JSON, nullable=False),
     Index("jobs_by_workspace", "workspace", "parent", "seq"),
-    Index("jobs_unfinished", "final", "seq"),
+    # What the supervisor asks at every tick is answered from this index alone.
+    Index("jobs_unfinished", "final", "status", "workspace", "compute", "kind", "seq"),
 )
 
-_BY_NAME = select(JOBS).where(JOBS.c.name == bindparam("name"))  # asked most: made once
+# Asked most: made once.
+_BY_NAME = select(JOBS).where(JOBS.c.name == bindparam("name"))
+_KNOWN = select(JOBS.c.seq).where(JOBS.c.name == bindparam("name"))
+_ADDED = insert(JOBS)
+_CHANGED = update_rows(JOBS).where(JOBS.c.name == bindparam("of"))
+_HAPPENED = insert(EVENTS)
+_UNFINISHED = select(JOBS).where(~JOBS.c.final).order_by(JOBS.c.seq)
+_PLACE = (JOBS.c.workspace, JOBS.c.compute, JOBS.c.kind)
+_QUEUES = (
+    select(*_PLACE, func.min(JOBS.c.seq))
+    .where(~JOBS.c.final, JOBS.c.status == "queued")
+    .group_by(*_PLACE)
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +196,16 @@ class Job:
         return status.is_final(status.JOB, self.status)
 
 
+@dataclass(frozen=True)
+class Queue:
+    """Where queued jobs wait for the same thing."""
+
+    workspace: str
+    compute: str
+    kind: str
+    first: int  # grows with the age of the oldest job's submission
+
+
 @dataclass(frozen=True, kw_only=True)
 class Event:
     at: datetime
@@ -194,10 +218,10 @@ def create(store: Store, job: Job) -> Job:
     ids.name(job.name)
     job = replace(job, root=job.root or job.name, display_name=job.display_name or job.name)
     with store.transaction() as connection:
-        if find(store, job.name) is not None:
+        if connection.execute(_KNOWN, {"name": job.name}).first() is not None:
             raise AlreadyExists(f"job {job.name!r} exists", target=job.name)
-        connection.execute(insert(JOBS).values(**_row(job)))
-        _event(store, job, "created")
+        connection.execute(_ADDED, {**vars(job), "kind": job.kind, "final": job.final})
+        _event(connection, job, "created")
     return job
 
 
@@ -243,8 +267,29 @@ def children(store: Store, parent: str) -> Sequence[Job]:
 
 def unfinished(store: Store) -> Sequence[Job]:
     """Return every job that the supervisor still has to look after, oldest first."""
-    query = select(JOBS).where(~JOBS.c.final).order_by(JOBS.c.seq)
-    return [_job(row) for row in store.rows(query)]
+    return [_job(row) for row in store.rows(_UNFINISHED)]
+
+
+def active(store: Store) -> Sequence[Job]:
+    """Return the unfinished jobs that do not wait in a queue, oldest first."""
+    return [_job(row) for row in store.rows(_UNFINISHED.where(JOBS.c.status != "queued"))]
+
+
+def queues(store: Store) -> Sequence[Queue]:
+    """Return the queues that jobs wait in, the one with the oldest job first."""
+    found = [Queue(*row) for row in store.rows(_QUEUES)]
+    return sorted(found, key=lambda queue: queue.first)
+
+
+def waiting(store: Store, queue: Queue, most: int) -> Sequence[Job]:
+    """Return the first jobs of a queue, at most so many."""
+    query = _UNFINISHED.where(
+        JOBS.c.status == "queued",
+        JOBS.c.workspace == queue.workspace,
+        JOBS.c.compute == queue.compute,
+        JOBS.c.kind == queue.kind,
+    )
+    return [_job(row) for row in store.rows(query.limit(most))]
 
 
 def busy(store: Store, workspace: str) -> bool:
@@ -289,8 +334,8 @@ def move(
             moved = replace(moved, started_at=now)
         if moved.final:
             moved = replace(moved, ended_at=now, started_at=moved.started_at or now)
-        connection.execute(update_rows(JOBS).where(JOBS.c.name == job.name).values(**_row(moved)))
-        _event(store, moved, error, now=now)
+        _change(connection, current, moved)
+        _event(connection, moved, error, now=now)
     return moved
 
 
@@ -298,8 +343,9 @@ def update(store: Store, name: str, **changed: Any) -> Job:
     """Change what is not the status: texts, tags, warnings, archive mark, extras."""
     assert "status" not in changed
     with store.transaction() as connection:
-        updated = replace(get(store, name), **changed)
-        connection.execute(update_rows(JOBS).where(JOBS.c.name == name).values(**_row(updated)))
+        current = get(store, name)
+        updated = replace(current, **changed)
+        _change(connection, current, updated)
     return updated
 
 
@@ -328,14 +374,17 @@ def events(store: Store, name: str) -> Sequence[Event]:
     return [Event(at=row.at, status=row.status, reason=row.reason) for row in store.rows(query)]
 
 
-def _event(store: Store, job: Job, reason: str, *, now: datetime | None = None) -> None:
+def _change(connection: Connection, old: Job, new: Job) -> None:
+    """Write down the fields that differ."""
+    before = vars(old)
+    changed = {name: value for name, value in vars(new).items() if value != before[name]}
+    if changed:
+        connection.execute(_CHANGED, {**changed, "final": new.final, "of": old.name})
+
+
+def _event(connection: Connection, job: Job, reason: str, *, now: datetime | None = None) -> None:
     happened = {"kind": "job", "id": job.name, "status": job.status, "reason": reason}
-    with store.transaction() as connection:
-        connection.execute(insert(EVENTS).values(at=now or job.created_at, **happened))
-
-
-def _row(job: Job) -> dict[str, Any]:
-    return {**vars(job), "spec": asdict(job.spec), "kind": job.kind, "final": job.final}
+    connection.execute(_HAPPENED, {**happened, "at": now or job.created_at})
 
 
 def _job(row: Any) -> Job:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -21,7 +22,7 @@ from finery.core.assets import Asset
 from finery.core.compute import Capacity, Engine
 from finery.core.errors import Conflict, Failure
 from finery.core.files import Files
-from finery.core.jobs import Command, Job, Pipeline
+from finery.core.jobs import Command, Job, Pipeline, Queue
 from finery.core.launch import Folder
 from finery.core.store import Store
 from finery.core.upkeep import Upkeep
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 _BUSY_PAUSE = 0.05  # seconds between looks while something runs
 _IDLE_PAUSE = 1.0
 _MEMORY_SHARE = 0.9  # of the machine's memory: a job that takes more is ended, not the machine
-_ACTIVE = ("preparing", "running", "finalizing", "cancelling")
+_HEADS = 64  # jobs of a queue that are looked at in a tick
 
 
 class Tracking(Protocol):
@@ -71,11 +72,14 @@ class Supervisor:
     def run(self) -> None:
         """Tick until `end` is called."""
         while not self._over.is_set():
+            begun = time.monotonic()
             try:
                 busy = self.tick()
             except Exception:  # the database may be locked or full: look again, never give up
                 logger.exception("a tick failed")
                 busy = False
+            # However often it is woken, it leaves half of the time to those who ask.
+            self._over.wait(time.monotonic() - begun)
             self._wake.wait(_BUSY_PAUSE if busy else _IDLE_PAUSE)
             self._wake.clear()
 
@@ -91,23 +95,28 @@ class Supervisor:
 
     def step_jobs(self) -> bool:
         """Take one step for each job; say whether any is under way."""
-        unfinished = jobs.unfinished(self.store)
-        self._admit(unfinished)
-        for job in unfinished:
-            if job.status != "queued" and job.name not in self._at_work:
+        active = [*jobs.active(self.store)]
+        self._admit(active)
+        for job in active:
+            if job.name not in self._at_work:
                 self._at_work.add(job.name)
                 self._pool.submit(self._guarded, job)
-        return bool(unfinished)
+        return bool(active)
 
     # -- admission ---------------------------------------------------------------------
 
-    def _admit(self, unfinished: Sequence[Job]) -> None:
-        """Let queued jobs in, in their order, as far as their compute and the machine go."""
+    def _admit(self, active: list[Job]) -> None:
+        """Let queued jobs in, in their order, as far as their compute and the machine go.
+
+        Those let in join `active`.  Of a queue whose place is taken nothing is read.
+        """
+        queues = jobs.queues(self.store)
+        if not queues:
+            return
         capacity = self.engine.capacity()
-        active = [job for job in unfinished if job.status in _ACTIVE]
-        for job in unfinished:
-            if job.status != "queued":
-                continue
+        open_ones = [queue for queue in queues if self._has_room(queue, active, capacity)]
+        heads = [job for queue in open_ones for job in jobs.waiting(self.store, queue, _HEADS)]
+        for job in sorted(heads, key=lambda job: job.created_at):
             lease = self._lease(job, active, capacity)
             if lease is None:
                 continue
@@ -116,7 +125,19 @@ class Supervisor:
             except Conflict:
                 continue  # cancelled since we looked
             active.append(moved)
-            self._wake.set()
+            self._wake.set()  # more may wait behind these
+
+    def _has_room(self, place: Queue | Job, active: Sequence[Job], capacity: Capacity) -> bool:
+        """Say whether a place may have one more job: its compute's limit, and the machine's."""
+        if place.kind == "pipeline":
+            return True
+        running = [other for other in active if isinstance(other.spec, Command)]
+        if len(running) >= max(capacity.cpus, 1):
+            return False
+        at = (place.workspace, place.compute)
+        target = compute.find(self.store, *at) if place.compute else None
+        most = target.max_instances if target else capacity.cpus
+        return sum((other.workspace, other.compute) == at for other in running) < most
 
     def _lease(
         self, job: Job, active: Sequence[Job], capacity: Capacity
@@ -124,13 +145,11 @@ class Supervisor:
         """Return what of the machine the job gets, or None while it has to wait."""
         if isinstance(job.spec, Pipeline):
             return {}
+        if not self._has_room(job, active, capacity):
+            return None
         target = compute.find(self.store, job.workspace, job.compute) if job.compute else None
         memory = int(capacity.memory * _MEMORY_SHARE)
         running = [other for other in active if isinstance(other.spec, Command)]
-        here = [o for o in running if (o.workspace, o.compute) == (job.workspace, job.compute)]
-        most = target.max_instances if target else capacity.cpus
-        if len(here) >= most or len(running) >= max(capacity.cpus, 1):
-            return None
         wanted = job.spec.ranks * job.spec.nodes
         if not capacity.gpus:
             with_gpus = target is not None and target.gpus > 0

@@ -166,7 +166,11 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_jobs_fingerprint"), ["fingerprint"], unique=False)
         batch_op.create_index(batch_op.f("ix_jobs_parent"), ["parent"], unique=False)
         batch_op.create_index("jobs_by_workspace", ["workspace", "parent", "seq"], unique=False)
-        batch_op.create_index("jobs_unfinished", ["final", "seq"], unique=False)
+        batch_op.create_index(
+            "jobs_unfinished",
+            ["final", "status", "workspace", "compute", "kind", "seq"],
+            unique=False,
+        )
 
     op.create_table(
         "targets",
