@@ -154,13 +154,17 @@ class Target:
     extras: dict[str, Any] = field(default_factory=dict)
 
 
+_MOST_INSTANCES = 100_000
+
+
 def create(store: Store, target: Target) -> Target:
     """Write down a target; one of that name is changed to it."""
     ids.name(target.name)
-    if not 0 <= target.min_instances <= target.max_instances or target.max_instances < 1:
+    least, most = target.min_instances, target.max_instances
+    if not 0 <= least <= most or not 1 <= most <= _MOST_INSTANCES:
         raise Invalid(
-            f"compute {target.name!r}: instances go from {target.min_instances} to "
-            f"{target.max_instances}; the least must be 0 or more, the most 1 or more",
+            f"compute {target.name!r}: instances go from {str(least)[:20]} to {str(most)[:20]}; "
+            f"the least must be 0 or more, the most from 1 to {_MOST_INSTANCES}",
             target="maxNodeCount",
         )
     with store.transaction() as connection:

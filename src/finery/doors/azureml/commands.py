@@ -49,7 +49,7 @@ def command_in(
     nodes = _count(resources.nodes or "1", "resources.instanceCount")
     distribution, ranks = distribution_in(props.get("distribution"), nodes=nodes)
     command = Command(
-        command=props.get("command") or "",
+        command=wire.text(props.get("command"), "command"),
         code=_asset(house, workspace, props.get("codeId"), "code", "codeId"),
         environment=_asset(
             house, workspace, props.get("environmentId"), "environment", "environmentId"
@@ -97,9 +97,9 @@ def command_out(workspace: Workspace, job: Job) -> dict[str, Any]:
 
 def distribution_in(doc: Mapping[str, Any] | None, *, nodes: int = 1) -> tuple[str, str]:
     """Return the kind of distribution and how many ranks a node has: a text, maybe a binding."""
+    doc = ports.camels(doc, "distribution")
     if not doc:
         return "", ""
-    doc = {ports.camel(name): value for name, value in doc.items()}
     said = str(doc.get("distributionType") or doc.get("type") or "")
     kind = next((ours for ours in _DISTRIBUTION if ours == said.lower()), None)
     if kind is None:
@@ -126,7 +126,7 @@ def distribution_out(command: Command) -> dict[str, Any] | None:
 
 
 def resources_in(doc: Mapping[str, Any] | None, where: str) -> Resources:
-    doc = {ports.camel(name): value for name, value in (doc or {}).items()}
+    doc = ports.camels(doc, where)
     wire.refuse_unknown(doc, _RESOURCES, where)
     warnings = []
     if doc.get("dockerArgs"):
@@ -145,18 +145,18 @@ def resources_in(doc: Mapping[str, Any] | None, where: str) -> Resources:
 
 def timeout_in(doc: Mapping[str, Any] | None, where: str) -> float | None:
     """Return the time limit in seconds; none when there is no limit."""
-    doc = {ports.camel(name): value for name, value in (doc or {}).items()}
+    doc = ports.camels(doc, where)
     wire.refuse_unknown(doc, ("jobLimitsType", "type", "timeout"), where)
     if not doc.get("timeout"):
         return None
     return durations.seconds_in(doc["timeout"], field=f"{where}.timeout")
 
 
-def _asset(house: House, workspace: Workspace, text: str | None, kind: str, field: str) -> str:
+def _asset(house: House, workspace: Workspace, text: Any, kind: str, field: str) -> str:
     if not text:
         return ""
     try:
-        return references.asset_in(house, workspace, text, kind=kind)
+        return references.asset_in(house, workspace, wire.text(text, field), kind=kind)
     except NotSupported:
         raise
     except Failure as exc:

@@ -68,7 +68,7 @@ def _command_in(spec: Mapping[str, Any], ref: Reader, where: str) -> Spec:
     environment = spec.get("environment")
     if not isinstance(environment, str) or not environment:
         raise Invalid(f"{where}: a command component needs an environment", target="environment")
-    code = str(spec.get("code") or "")
+    code = wire.text(spec.get("code"), f"{where}: code")
     resources = commands.resources_in(spec.get("resources"), f"{where}: resources")
     distribution, ranks = commands.distribution_in(spec.get("distribution"))
     return {
@@ -90,7 +90,7 @@ def _command_in(spec: Mapping[str, Any], ref: Reader, where: str) -> Spec:
 
 def _pipeline_in(spec: Mapping[str, Any], ref: Reader, where: str) -> Spec:
     wire.refuse_unknown(spec, _PIPELINE, where)
-    nodes = spec.get("jobs") or {}
+    nodes = wire.mapping(spec.get("jobs"), f"{where}: jobs")
     return {
         "kind": "pipeline",
         "inputs": ports_in(spec.get("inputs"), f"{where}: inputs"),
@@ -105,10 +105,13 @@ def _pipeline_in(spec: Mapping[str, Any], ref: Reader, where: str) -> Spec:
 
 def ports_in(given: Mapping[str, Any] | None, where: str) -> Spec:
     """Return a component's inputs."""
-    return {name: _port_in(port, f"{where}.{name}") for name, port in (given or {}).items()}
+    return {
+        name: _port_in(port, f"{where}.{name}") for name, port in wire.mapping(given, where).items()
+    }
 
 
-def _port_in(port: Mapping[str, Any], where: str) -> Spec:
+def _port_in(said: Any, where: str) -> Spec:
+    port = wire.mapping(said, where)
     wire.refuse_unknown(port, _PORT, where)
     kind = _type(port.get("type"), where, (*VALUES, *ports.PLACES))
     default = port.get("default")
@@ -116,7 +119,7 @@ def _port_in(port: Mapping[str, Any], where: str) -> Spec:
         "type": kind,
         "optional": _truth(port.get("optional")),
         "default": None if default is None else _value(default, kind),
-        "enum": [_value(item, kind) for item in port.get("enum") or []],
+        "enum": [_value(item, kind) for item in _listed(port.get("enum"), where)],
         "min": _number(port.get("min"), where),
         "max": _number(port.get("max"), where),
         "mode": mode_in(port.get("mode"), where),
@@ -126,8 +129,9 @@ def _port_in(port: Mapping[str, Any], where: str) -> Spec:
 def outputs_in(given: Mapping[str, Any] | None, where: str) -> Spec:
     """Return a component's outputs."""
     found = {}
-    for name, port in (given or {}).items():
+    for name, said in wire.mapping(given, where).items():
         here = f"{where}.{name}"
+        port = wire.mapping(said, here)
         wire.refuse_unknown(port, ("type", "mode", "description", "is_control"), here)
         kind = _type(port.get("type"), here, (*ports.PLACES, *VALUES))
         if kind in VALUES:
@@ -141,6 +145,7 @@ def outputs_in(given: Mapping[str, Any] | None, where: str) -> Spec:
 
 def node_in(node: Mapping[str, Any], *, ref: Reader, where: str) -> Spec:
     """Return one step of a pipeline, in the words of `core.jobs.Step`."""
+    node = wire.mapping(node, where)
     kind = str(node.get("type") or "command").lower()
     if kind not in ("command", "pipeline"):
         raise NotSupported(
@@ -152,14 +157,14 @@ def node_in(node: Mapping[str, Any], *, ref: Reader, where: str) -> Spec:
     if not isinstance(component, str) or not component:
         raise Invalid(f"{where}: the step names no component", target="componentId")
     resources = commands.resources_in(node.get("resources"), f"{where}: resources")
-    settings = node.get("settings") or {}
+    settings = wire.mapping(node.get("settings"), f"{where}: settings")
     wire.refuse_unknown(settings, ("force_rerun", "_source"), f"{where}: settings")
     outputs, registered = _node_outputs(node.get("outputs"), ref, where)
     return {
         "component": ref("component", component),
         "inputs": {
             name: input_in(value, ref=ref, where=f"{where}: inputs.{name}")
-            for name, value in (node.get("inputs") or {}).items()
+            for name, value in wire.mapping(node.get("inputs"), f"{where}: inputs").items()
             if value is not None
         },
         "outputs": outputs,
@@ -179,7 +184,7 @@ def input_in(given: Any, *, ref: Reader, where: str) -> Spec:
     """Return a value, an id or path, or a binding, in the words of `core.jobs.Input`."""
     if not isinstance(given, Mapping):
         return {"value": core_ports.text(given), "type": "literal", "mode": ""}
-    doc = {ports.camel(name): value for name, value in given.items()}
+    doc = ports.camels(given, where)
     wire.refuse_unknown(doc, ("jobInputType", "value", "uri", "mode", "description"), where)
     kind, mode = str(doc.get("jobInputType") or "literal"), mode_in(doc.get("mode"), where)
     if kind.lower() == "literal":
@@ -194,7 +199,7 @@ def input_in(given: Any, *, ref: Reader, where: str) -> Spec:
 
 def _output_in(given: Mapping[str, Any], ref: Reader, where: str) -> Spec:
     """Return where an output goes and what it is kept as, in the words of `core.jobs.Output`."""
-    doc = {ports.camel(name): value for name, value in given.items()}
+    doc = ports.camels(given, where)
     known = ("jobOutputType", "uri", "mode", "assetName", "name", "assetVersion", "version")
     wire.refuse_unknown(doc, (*known, "description"), where)
     uri = str(doc.get("uri") or "")
@@ -213,9 +218,10 @@ def _node_outputs(
     """Return which of the parent's outputs a step's outputs are, and which are kept themselves."""
     bound: dict[str, str] = {}
     registered: Spec = {}
-    for name, output in (given or {}).items():
+    for name, output in wire.mapping(given, f"{where}: outputs").items():
         here = f"{where}: outputs.{name}"
-        text = output if isinstance(output, str) else str((output or {}).get("value") or "")
+        said = output if isinstance(output, str) else wire.mapping(output, here).get("value")
+        text = str(said or "")
         if found := _TO_PARENT.fullmatch(text.strip()):
             bound[name] = found[1]
         elif text:
@@ -261,6 +267,12 @@ def _number(value: Any, where: str) -> float | None:
         return int(number) if number.is_integer() else number
     except (TypeError, ValueError):
         raise Invalid(f"{where}: {value!r} is not a number", target="min") from None
+
+
+def _listed(value: Any, where: str) -> list[Any]:
+    if value is not None and not isinstance(value, list):
+        raise Invalid(f"{where}: enum must be a list", target="enum")
+    return value or []
 
 
 def _truth(value: Any) -> bool:

@@ -139,7 +139,7 @@ def target_in(workspace: Workspace, name: str, body: Mapping[str, Any]) -> Targe
     wire.refuse_unknown(body, (*_TOP, "properties"), where)
     wire.refuse_unknown(given, _PROPERTIES, where)
     kind = _kind_in(str(given.get("computeType") or ""))
-    wanted = given.get("properties") or {}
+    wanted = wire.mapping(given.get("properties"), f"{where}: properties")
     found = size(str(wanted.get("vmSize") or ""))
     target = Target(
         workspace=workspace.id,
@@ -176,7 +176,7 @@ def _cluster_in(target: Target, wanted: Mapping[str, Any], where: str) -> Target
     wire.refuse_unknown(wanted, known, where)
     if str(wanted.get("osType") or "Linux").lower() != "linux":
         raise NotSupported(f"{where}: machines here run Linux", target="osType")
-    scaled = _scaled(target, wanted.get("scaleSettings") or {}, where)
+    scaled = _scaled(target, wire.mapping(wanted.get("scaleSettings"), "scaleSettings"), where)
     tier = wire.word(TIERS, str(wanted.get("vmPriority") or "Dedicated"), field="vmPriority")
     extras = {**scaled.extras, **wire.keep(wanted, _ECHOED)}
     return replace(scaled, tier=tier, extras=extras)
@@ -199,9 +199,10 @@ def _rescaled(old: Target, body: Mapping[str, Any]) -> Target:
     """Return a cluster with other limits: all that a PATCH may change."""
     given = wire.properties(body, f"compute {old.name!r}")
     wire.refuse_unknown(given, ("properties", "scaleSettings"), f"compute {old.name!r}")
-    inner = given.get("properties") or given
+    inner = wire.mapping(given.get("properties"), "properties") or given
     wire.refuse_unknown(inner, ("scaleSettings",), f"compute {old.name!r}")
-    return _scaled(old, inner.get("scaleSettings") or {}, f"compute {old.name!r}")
+    scale = wire.mapping(inner.get("scaleSettings"), "scaleSettings")
+    return _scaled(old, scale, f"compute {old.name!r}")
 
 
 def _count(given: Any, default: int, field: str) -> int:

@@ -192,12 +192,13 @@ def deployment_out(workspace: Workspace, deployment: Deployment) -> dict[str, An
 def _serving_in(
     house: House, workspace: Workspace, props: Mapping[str, Any], instances: int
 ) -> Serving:
-    code = props.get("codeConfiguration") or {}
-    requests = props.get("requestSettings") or {}
+    code = wire.mapping(props.get("codeConfiguration"), "codeConfiguration")
+    requests = wire.mapping(props.get("requestSettings"), "requestSettings")
     known = ("maxConcurrentRequestsPerInstance", "requestTimeout", "maxQueueWait")
     wire.refuse_unknown(code, ("codeId", "scoringScript"), "codeConfiguration")
     wire.refuse_unknown(requests, known, "requestSettings")
-    scale = str((props.get("scaleSettings") or {}).get("scaleType") or "Default")
+    scaled = wire.mapping(props.get("scaleSettings"), "scaleSettings")
+    scale = str(scaled.get("scaleType") or "Default")
     if scale.lower() not in ("default", "manual"):
         raise NotSupported(
             f"scale settings of type {scale!r} are not supported here: set the number of instances",
@@ -322,7 +323,7 @@ def _endpoint(house: House, workspace: Workspace, name: str) -> Endpoint:
 def _ref(house: House, workspace: Workspace, text: Any, kind: str, field: str) -> str:
     if not text:
         return ""
-    given = text if isinstance(text, str) else str((text or {}).get("assetId") or "")
+    given = text if isinstance(text, str) else str(wire.mapping(text, field).get("assetId") or "")
     read = references.ref_in if kind in ("model", "code") else references.asset_in
     try:
         return read(house, workspace, given, kind=kind)
@@ -337,7 +338,7 @@ def _id(workspace: Workspace, ref: str) -> str | None:
 
 
 def _instances_in(body: Mapping[str, Any]) -> int:
-    given = (body.get("sku") or {}).get("capacity")
+    given = wire.mapping(body.get("sku"), "sku").get("capacity")
     count = _whole(given, 1, "sku.capacity", least=1)
     if count > MOST_INSTANCES:
         raise Invalid(f"at most {MOST_INSTANCES} instances run here", target="sku.capacity")

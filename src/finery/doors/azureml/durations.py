@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from finery.core.errors import Invalid
 
@@ -14,13 +15,22 @@ _ISO = re.compile(
 _SECONDS = {"days": 86400, "hours": 3600, "minutes": 60, "seconds": 1}
 
 
-def seconds_in(text: str | float, *, field: str) -> float:
+_MOST = 1e9  # seconds: what is longer is a mistake, and overflows somewhere
+
+
+def seconds_in(text: Any, *, field: str) -> float:
     """Return the seconds that `PT1M30S` is; a bare number is seconds already."""
-    if isinstance(text, int | float):
-        return float(text)
-    found = _ISO.fullmatch(text.strip().upper())
+    seconds = float(text) if type(text) in (int, float) else _read(text)
+    if seconds is None or not 0 <= seconds <= _MOST:
+        said = str(text)[:60]
+        raise Invalid(f"{field} is {said!r}; it must be a duration such as PT1M30S", target=field)
+    return seconds
+
+
+def _read(text: Any) -> float | None:
+    found = _ISO.fullmatch(text.strip().upper()) if isinstance(text, str) else None
     if found is None or not any(found.groups()):
-        raise Invalid(f"{field} is {text!r}; it must be a duration such as PT1M30S", target=field)
+        return None
     return sum(float(value) * _SECONDS[unit] for unit, value in found.groupdict("0").items())
 
 

@@ -129,7 +129,8 @@ def endpoint_in(
         raise Invalid(
             f"authMode is {mode!r}; it must be Key, AMLToken or AADToken", target="authMode"
         )
-    given = props.get("keys") or {}
+    identity = wire.mapping(body.get("identity"), "identity")
+    given = wire.mapping(props.get("keys"), "keys")
     keys = {}
     if given:
         keys = {
@@ -149,7 +150,7 @@ def endpoint_in(
         created_by=by,
         extras={
             "authMode": mode,
-            **wire.keep(body, ("identity", "kind")),
+            **wire.keep({**body, "identity": identity}, ("identity", "kind")),
             **wire.keep(props, ("publicNetworkAccess",)),
         },
     )
@@ -202,7 +203,7 @@ def _put(house: House, workspace: Workspace, wanted: Endpoint) -> Response:
 def _changed(endpoint: Endpoint, body: Mapping[str, Any]) -> Endpoint:
     """Return the endpoint with what a PATCH changes."""
     wire.refuse_unknown(body, ("tags", "properties", "identity", "kind"), "endpoint")
-    props = body.get("properties") or {}
+    props = wire.mapping(body.get("properties"), "properties")
     known = ("traffic", "mirrorTraffic", "description", "properties")
     wire.refuse_unknown(props, known, "endpoint")
     changed: dict[str, Any] = {}

@@ -97,7 +97,7 @@ def job_in(
     read = commands.command_in if kind == "command" else pipelines.pipeline_in
     spec, extras, warnings = read(house, workspace, name, props)
     extras |= wire.keep(props, _ECHOED)
-    compute = references.compute_in(props.get("computeId") or "")
+    compute = references.compute_in(wire.text(props.get("computeId"), "computeId"))
     if compute.lower() == "local":
         raise NotSupported(
             "compute 'local' would run on the caller's own machine: name a compute of this "
@@ -110,9 +110,9 @@ def job_in(
         spec=spec,
         warnings=warnings,
         compute=compute,
-        experiment=props.get("experimentName") or "Default",
-        display_name=props.get("displayName") or "",
-        description=props.get("description") or "",
+        experiment=wire.text(props.get("experimentName"), "experimentName") or "Default",
+        display_name=wire.text(props.get("displayName"), "displayName"),
+        description=wire.text(props.get("description"), "description"),
         tags=wire.texts(props.get("tags"), "tags"),
         properties=wire.texts(props.get("properties"), "properties"),
         archived=bool(props.get("isArchived")),
@@ -222,7 +222,7 @@ def _again(house: House, workspace: Workspace, old: Job, body: Mapping[str, Any]
     same_work = _kind_in(props) == old.kind and (
         props.get("command") in (None, old.spec.command)
         if isinstance(old.spec, Command)
-        else set(props.get("jobs") or {}) in (set(), set(old.spec.steps))
+        else set(wire.mapping(props.get("jobs"), "jobs")) in (set(), set(old.spec.steps))
     )
     if old.workspace != workspace.id or not same_work:
         raise AlreadyExists(

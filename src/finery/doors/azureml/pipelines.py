@@ -47,18 +47,22 @@ def pipeline_in(
     house: House, workspace: Workspace, name: str, props: Mapping[str, Any]
 ) -> tuple[Pipeline, dict[str, Any], list[str]]:
     """Return the pipeline, what is only echoed, and what the user should be warned of."""
-    settings = _settings_in(props.get("settings") or {})
-    compute = settings.get("default_compute") or props.get("computeId") or ""
+    settings = _settings_in(wire.mapping(props.get("settings"), "settings"))
+    compute = settings.get("default_compute") or props.get("computeId")
     pipeline = Pipeline(
         inputs=ports.inputs_in(house, workspace, props.get("inputs")),
         outputs=ports.outputs_in(house, workspace, props.get("outputs"), job=name),
-        compute=references.compute_in(compute),
+        compute=references.compute_in(wire.text(compute, "settings.default_compute")),
         continue_on_step_failure=_flag(settings.get("continue_on_step_failure"), True),
         force_rerun=_flag(settings.get("force_rerun"), False),
     )
     if props.get("componentId") and not props.get("jobs"):
-        return _of_component(house, workspace, pipeline, props["componentId"]), {}, []
-    nodes = props.get("jobs") or {}
+        component = wire.text(props["componentId"], "componentId")
+        return _of_component(house, workspace, pipeline, component), {}, []
+    nodes = {
+        step: wire.mapping(node, f"jobs.{step}")
+        for step, node in wire.mapping(props.get("jobs"), "jobs").items()
+    }
     steps = {step: _step_in(house, workspace, step, node, name) for step, node in nodes.items()}
     kept = {step: wire.keep(node, ("type", *_HARMLESS)) for step, node in nodes.items()}
     return replace(pipeline, steps=steps), {"nodes": kept, "settings": settings}, []
@@ -201,10 +205,10 @@ def _settings_in(given: Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def refuse_services(services: Mapping[str, Any] | None, where: str) -> None:
+def refuse_services(services: Any, where: str) -> None:
     """Refuse ways into a running job; the two that every job has are only addresses."""
-    for name, service in (services or {}).items():
-        doc = {ports.camel(key): value for key, value in (service or {}).items()}
+    for name, service in wire.mapping(services, f"{where}: services").items():
+        doc = ports.camels(service, f"{where}: services.{name}")
         kind = str(doc.get("jobServiceType") or doc.get("type") or name)
         if kind not in ("Studio", "Tracking"):
             raise NotSupported(

@@ -41,7 +41,7 @@ def inputs_in(
 ) -> dict[str, Input]:
     """Return a job's or step's inputs; `declared` are the ports of the step's component."""
     found = {}
-    for name, given in (body or {}).items():
+    for name, given in wire.mapping(body, where).items():
         field = f"{where}.{name}"
         value = _input_in(house, workspace, given, (declared or {}).get(name), field)
         if value is not None:
@@ -52,7 +52,7 @@ def inputs_in(
 def _input_in(
     house: House, workspace: Workspace, given: Any, port: Mapping[str, Any] | None, field: str
 ) -> Input | None:
-    doc = _camel(given) if isinstance(given, dict) else {"value": given}
+    doc = camels(given, field) if isinstance(given, dict) else {"value": given}
     wire.refuse_unknown(doc, _INPUT, field)
     type = str(doc.get("jobInputType") or doc.get("type") or "literal").lower()
     text = doc.get("uri") or doc.get("path") or doc.get("value")
@@ -112,8 +112,8 @@ def outputs_in(
 ) -> dict[str, Output]:
     """Return the outputs of the job named `job`; `${{name}}` in a path is that name."""
     return {
-        name: output_in(house, workspace, doc or {}, job=job, field=f"{where}.{name}")
-        for name, doc in (body or {}).items()
+        name: output_in(house, workspace, doc, job=job, field=f"{where}.{name}")
+        for name, doc in wire.mapping(body, where).items()
         if name != "default"  # what the job leaves in its own folder: always there
     }
 
@@ -121,7 +121,7 @@ def outputs_in(
 def output_in(
     house: House, workspace: Workspace, body: Mapping[str, Any], *, job: str, field: str
 ) -> Output:
-    doc = _camel(body)
+    doc = camels(body, field)
     wire.refuse_unknown(doc, (*_OUTPUT, *_KEPT_AS), field)
     type = str(doc.get("jobOutputType") or doc.get("type") or "uri_folder").lower()
     if type not in PLACES:
@@ -153,7 +153,8 @@ def output_out(workspace: Workspace, output: Output, location: str) -> dict[str,
     return doc
 
 
-def _mode_in(text: str | None, field: str) -> str:
+def _mode_in(said: Any, field: str) -> str:
+    text = wire.text(said, f"{field}.mode")
     if not text:
         return ""
     short = text.lower()
@@ -174,5 +175,6 @@ def camel(name: str) -> str:
     return head + "".join(part.capitalize() for part in tail)
 
 
-def _camel(doc: Mapping[str, Any]) -> dict[str, Any]:
-    return {camel(name): value for name, value in doc.items()}
+def camels(doc: Any, where: str) -> dict[str, Any]:
+    """Return the object that a field holds, with its names as Azure's own."""
+    return {camel(name): value for name, value in wire.mapping(doc, where).items()}

@@ -255,7 +255,10 @@ def _labelled(house: House, scope: str, kind: str, name: str, label: str) -> str
 
 
 def _url_in(house: House, workspace: Workspace, text: str) -> str:
-    parts = urlsplit(text)
+    try:
+        parts = urlsplit(text)
+    except ValueError as exc:
+        raise Invalid(f"{text!r} is not an address: {exc}", target="uri") from exc
     ours = {urlsplit(house.https).netloc, urlsplit(house.http).netloc}
     if parts.netloc.rpartition("@")[2] not in ours:
         if parts.scheme.startswith("wasb"):

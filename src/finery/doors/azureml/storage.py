@@ -26,7 +26,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import StreamingResponse
 
 from finery.core import ids, uploads, workspaces
-from finery.core.errors import Failure, Forbidden, NotFound, NotSupported
+from finery.core.errors import Failure, Forbidden, Invalid, NotFound, NotSupported
 from finery.core.files import Entry, Facts
 from finery.core.store import Page
 from finery.core.uploads import Place
@@ -260,7 +260,10 @@ async def _blocks(house: House, request: Request, place: Place) -> Response:
 async def _copy(house: House, request: Request, place: Place) -> Response:
     """Copy a blob of this server; of any other, refused."""
     expect = _expected(house, request, place)
-    source = urlsplit(request.headers["x-ms-copy-source"])
+    try:
+        source = urlsplit(request.headers["x-ms-copy-source"])
+    except ValueError as exc:
+        raise Invalid(f"x-ms-copy-source is not an address: {exc}", target="copy source") from exc
     ours = {urlsplit(house.http).netloc, urlsplit(house.https).netloc, request.url.netloc}
     if source.netloc not in ours or not source.path.startswith("/blob/"):
         raise NotSupported("only a blob of this server can be copied", target="copy source")

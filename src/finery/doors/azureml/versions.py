@@ -197,7 +197,8 @@ def _environment_in(place: Place, asset: Asset, given: Mapping[str, Any]) -> Ass
 
 def environment_spec(given: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Return what an environment is made of, when it is not from a Docker context."""
-    image, conda = str(given.get("image") or ""), given.get("condaFile")
+    image = wire.text(given.get("image"), "image")
+    conda = wire.text(given.get("condaFile"), "condaFile")
     if not image and not conda:
         raise Invalid(f"environment {name!r} has neither an image nor a build", target="image")
     if not conda:

@@ -87,8 +87,8 @@ def router(house: House) -> APIRouter:
         caller: Caller = who,
     ) -> Response:
         caller.need_administrator()
-        given = body.get("properties") or {}
-        name, texts = _from_template(given.get("parameters") or {})
+        given = wire.mapping(body.get("properties"), "properties")
+        name, texts = _from_template(wire.mapping(given.get("parameters"), "parameters"))
         _put(house, subscription, group, name, texts)
         return wire.answer(_deployment_out(subscription, group, deployment), status=201)
 
@@ -165,15 +165,15 @@ def _put(
 
 def _check(body: Mapping[str, Any]) -> None:
     """Refuse what would have to change something here and does not."""
-    given = dict(body.get("properties") or {})
-    if not (given.get("networkAcls") or {}).get("ipRules"):
+    given = dict(wire.mapping(body.get("properties"), "properties"))
+    if not wire.mapping(given.get("networkAcls"), "networkAcls").get("ipRules"):
         given.pop("networkAcls", None)  # the SDK sends an empty list with every change
     wire.refuse_unknown(given, _KNOWN, "workspace")
 
 
 def _texts(body: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a body says of a workspace that is kept, under the core's names."""
-    given = body.get("properties") or {}
+    given = wire.mapping(body.get("properties"), "properties")
     kept: dict[str, Any] = {}
     if given.get("friendlyName") is not None:
         kept["display_name"] = str(given["friendlyName"])
@@ -188,7 +188,7 @@ def _from_template(parameters: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """Return the name and the texts of the workspace that a template's parameters describe."""
 
     def value(name: str) -> Any:
-        return (parameters.get(name) or {}).get("value")
+        return wire.mapping(parameters.get(name), f"parameters.{name}").get("value")
 
     name = value("workspaceName")
     if not name:
