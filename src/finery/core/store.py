@@ -31,12 +31,15 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.types import TypeDecorator
 
-from finery.core.errors import Invalid
+from finery.core.errors import Invalid, Unavailable
 
 T = TypeVar("T")
 
+FULL = "disk"  # the target of the failure of whatever found no room
+_NO_ROOM = ("disk is full", "disk I/O error", "No space left on device")
 HEAD = "0001"  # the newest revision in migrations/versions
 metadata = MetaData()
 
@@ -108,12 +111,16 @@ class Store:
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
-        """Yield a connection; what is written is kept whole or not at all."""
+        """Yield a connection; what is written is kept whole or not at all.
+
+        Raises `Unavailable`, its target FULL, where the disk has no room for it.
+        """
         current = self._current.get()
         if current is not None:
             yield current
             return
         with (
+            _room(),
             self._turn if self.sqlite else _nothing(),
             self._engine.connect() as connection,
         ):
@@ -209,3 +216,16 @@ def _set_up_sqlite(connection: Any, _: Any) -> None:
 @contextmanager
 def _nothing() -> Iterator[None]:
     yield
+
+
+@contextmanager
+def _room() -> Iterator[None]:
+    """Say of a database that could not grow that the disk is full."""
+    try:
+        yield
+    except OperationalError as exc:
+        if not any(words in str(exc.orig) for words in _NO_ROOM):
+            raise
+        raise Unavailable(
+            "the disk is full: nothing can be written down until there is room", target=FULL
+        ) from exc

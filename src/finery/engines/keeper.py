@@ -42,6 +42,7 @@ BLOCKED = HEEDED | {signal.SIGINT, signal.SIGHUP}
 # What a server may have set otherwise, and a process expects as it was.
 DEFAULTS = [signal.SIGPIPE, signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGCHLD]
 FILES = 65536  # more than anyone has open
+LEAST_ROOM = 1 << 16  # bytes free: with less the disk counts as full
 RESERVED = 4096  # bytes kept for exit.json, so that a full disk does not swallow the end
 GUARD = 'read -r word || kill -s KILL -- "$@"'  # end of file: the keeper is dead
 
@@ -306,6 +307,8 @@ class Keeper:
             if not self.reason and limits.ran_out(self.group):
                 self.reason = f"used more than its {self.asked['memory'] >> 20} MiB of memory"
             limits.dissolve(self.group)
+        if self.code and not self.reason and full(self.directory):
+            self.reason = f"the disk was full when it ended with exit status {self.code}"
         end = {"code": self.code, "timed_out": self.timed_out, "reason": self.reason[:500]}
         last_word(self.directory, json.dumps(end | {"at": time.time()}))
 
@@ -348,6 +351,12 @@ def sync(directory: str) -> None:
         os.fsync(file)
     finally:
         os.close(file)
+
+
+def full(directory: str) -> bool:
+    """Say whether there is no room: then a log may not say what went wrong."""
+    found = os.statvfs(directory)
+    return found.f_bavail * found.f_frsize < LEAST_ROOM
 
 
 def last_word(directory: str, text: str, *, pause: float = 1.0) -> None:
