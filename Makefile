@@ -4,6 +4,8 @@ VENV := .venv/bin
 # The official clients, in an environment where Finery cannot be imported.
 SDK := .venv-sdk/bin
 export OMP_WAIT_POLICY = PASSIVE
+# Trust what the machine trusts: many networks have a certificate authority of their own.
+export UV_SYSTEM_CERTS = 1
 
 .PHONY: setup quickstart test test-all test-gpu check format bench coverage lock clean
 
