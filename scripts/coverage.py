@@ -203,7 +203,7 @@ the SDK's operation groups. MLflow and OpenAI: [coverage_others.md](coverage_oth
   mean that every argument is taken: what a call asks for and Finery does not honour is
   refused by name, with HTTP status 501 and the error code `NotSupported`.
 * **refuses**: the call is always refused like that.
-* **otherwise**: the SDK ends the call by itself, or there is nothing that it could find.
+* **otherwise**: it ends in the way that is said.
 * **not tried**: no test calls it; expect nothing.
 
 How many there are:"""

@@ -19,6 +19,7 @@ from azure.ai.ml import Input, MLClient, command, entities
 from azure.ai.ml.data_transfer import Database
 from azure.ai.ml.dsl import pipeline
 from azure.ai.ml.entities._feature_store_entity.data_column import DataColumn
+from azure.ai.ml.entities._indexes.model_config import ModelConfiguration
 from azure.core.exceptions import HttpResponseError, ResourceNotFoundError, ServiceRequestError
 
 WORKSPACE = "{workspace}"  # stands for the name of the workspace
@@ -256,7 +257,7 @@ OTHERWISE: dict[str, str] = {
     "feature_stores.begin_delete": NO_STORE,
     "feature_stores.begin_update": NO_STORE,
     "feature_stores.get": NO_STORE,
-    "indexes.build_index": "the SDK wants packages of its own",
+    "indexes.build_index": "says that the registry has no component for it (`llm_rag_…`)",
 }
 
 
@@ -321,13 +322,25 @@ def test_a_feature_store_that_cannot_be_made_is_not_found(ml: MLClient) -> None:
     assert list(ml.feature_stores.list()) == []
 
 
-def test_the_sdk_ends_these_by_itself(ml: MLClient) -> None:
-    """When one of these fails, the SDK has changed: see what it asks of the server now."""
+def test_these_end_before_anything_is_asked_for(ml: MLClient, folder: Path) -> None:
+    """When one of these fails, the SDK has changed: see what it asks for now."""
     host = entities.CapabilityHost(name="h")
     with pytest.raises(Exception, match="either 'Hub' or 'Project'"):
         _ended(ml.capability_hosts.begin_create_or_update(host))
     with pytest.raises(TypeError, match="asset_name"):
         _ended(ml.data.list_materialization_status("d"))
+    model = ModelConfiguration(
+        api_base=None,
+        api_key=None,
+        api_version=None,
+        connection_name="c",
+        connection_type=None,
+        model_name="m",
+        deployment_name="m",
+        model_kwargs={},
+    )
+    with pytest.raises(Exception, match="no component .llm_rag_"):
+        ml.indexes.build_index(name="i", embeddings_model_config=model, input_source=str(folder))
     for mount, path in (
         (ml.data.mount, "azureml:d:1"),
         (ml.datastores.mount, "workspaceblobstore"),
@@ -349,6 +362,17 @@ def test_deployment_templates_go_to_an_address_of_azures(
         raise OSError("nothing but this machine in this test")
 
     monkeypatch.setattr(socket, "getaddrinfo", only_here)
-    with pytest.raises(ServiceRequestError):
-        _ended(registry.deployment_templates.list(retry_total=0))
-    assert {host.partition(".")[2] for host in asked} == {"api.azureml.ms"}
+    templates, once = registry.deployment_templates, {"retry_total": 0}
+    wanted = entities.DeploymentTemplate(name="t", version="1", environment=ENVIRONMENT)
+    for call in (
+        lambda: templates.list(**once),
+        lambda: templates.get("t", "1", **once),
+        lambda: templates.archive("t", "1", **once),
+        lambda: templates.restore("t", "1", **once),
+        lambda: templates.delete("t", "1", **once),
+        lambda: templates.create_or_update(wanted, **once),
+    ):
+        asked.clear()
+        with pytest.raises((ServiceRequestError, ResourceNotFoundError)):
+            _ended(call())
+        assert {host.partition(".")[2] for host in asked} == {"api.azureml.ms"}
