@@ -55,7 +55,8 @@ bench: setup
 	$(VENV)/python bench/run.py
 
 coverage: setup
-	$(SDK)/python scripts/coverage.py > docs/coverage.md
+	$(SDK)/python scripts/coverage.py > docs/coverage.md.part
+	@mv docs/coverage.md.part docs/coverage.md
 
 # The versions that the tests have passed with; torch and Finery itself are left out on purpose.
 lock: setup
