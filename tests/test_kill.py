@@ -61,7 +61,7 @@ def test_a_job_that_fails_is_failed_once_whenever_the_server_is_killed(home, mom
 
     job = jobs.get(store, "job")
     assert job.status == "failed"
-    assert job.error["message"] == "the command ended with exit status 3: it cannot be"
+    assert job.error["message"] == "it cannot be (exit status 3)"
     assert [e.status for e in jobs.events(store, "job")].count("failed") == 1
 
 

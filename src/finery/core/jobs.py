@@ -68,6 +68,8 @@ JOBS = Table(
     Index("jobs_unfinished", "final", "status", "workspace", "compute", "kind", "seq"),
 )
 
+_COLUMNS = tuple(JOBS.c.keys())
+
 # Asked most: made once.
 _BY_NAME = select(JOBS).where(JOBS.c.name == bindparam("name"))
 _KNOWN = select(JOBS.c.seq).where(JOBS.c.name == bindparam("name"))
@@ -350,11 +352,13 @@ def update(store: Store, name: str, **changed: Any) -> Job:
 
 
 def warn(store: Store, name: str, message: str) -> Job:
-    """Keep a warning on the job, once."""
+    """Keep a warning on the job, once, and on its root, where it names the step."""
     with store.transaction():
         job = get(store, name)
         if message in job.warnings:
             return job
+        if job.root != job.name and find(store, job.root) is not None:
+            warn(store, job.root, f"step {job.step!r}: {message}")
         return update(store, name, warnings=[*job.warnings, message])
 
 
@@ -388,7 +392,7 @@ def _event(connection: Connection, job: Job, reason: str, *, now: datetime | Non
 
 
 def _job(row: Any) -> Job:
-    doc = dict(row._mapping)
+    doc = dict(zip(_COLUMNS, row, strict=True))
     kind, spec = doc.pop("kind"), doc.pop("spec")
     del doc["seq"], doc["final"]
     return Job(spec=_command(spec) if kind == "command" else _pipeline(spec), **doc)

@@ -70,12 +70,15 @@ def outcome(pipeline: Pipeline, children: Mapping[str, Job]) -> str:
 
 
 def failure(children: Mapping[str, Job]) -> str:
-    """Say in one line which step failed and why."""
+    """Say in one line which step failed and why; a step that is a pipeline names its own."""
     for child in children.values():
         if child.status == "failed":
             why = child.error["message"] if child.error else "no reason is known"
-            return f"step {child.step!r} failed: {why}"
-    return "a step was cancelled"
+            whole = isinstance(child.spec, Pipeline) and why.startswith("step ")
+            return f"step {child.step!r}: {why}" if whole else f"step {child.step!r} failed: {why}"
+    gone = [child for child in children.values() if child.status == "cancelled"]
+    first = min(gone, key=lambda child: child.ended_at or ids.now())  # the rest went for it
+    return f"step {first.step!r} was cancelled"
 
 
 def outputs(pipeline: Pipeline, children: Mapping[str, Job]) -> dict[str, str]:
@@ -138,8 +141,7 @@ def _bound(store: Store, parent: Job, step: Step, component: Asset) -> dict[str,
         found = _follow(store, parent, value)
         if found is not None:
             given[name] = found
-    where = f"step of {parent.display_name!r}"
-    return ports.check(component.spec["inputs"], given, where)
+    return ports.check(component.spec["inputs"], given, f"component {component.name!r}")
 
 
 def _follow(store: Store, parent: Job, value: Input) -> Input | None:

@@ -12,12 +12,13 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from finery.core import assets, compute, ids, jobs, launch, pipelines, status
+from finery.core import assets, compute, ids, jobs, launch, pipelines
 from finery.core.assets import Asset
 from finery.core.compute import Capacity, Engine
 from finery.core.errors import Conflict, Failure
@@ -64,6 +65,7 @@ class Supervisor:
         self._over = threading.Event()
         self._pool = ThreadPoolExecutor(8, thread_name_prefix="step")
         self._at_work: set[str] = set()  # jobs whose step is in a thread of the pool
+        self._steps: set[Future[None]] = set()
 
     def wake(self) -> None:
         """Say that there is something to do."""
@@ -95,13 +97,19 @@ class Supervisor:
 
     def step_jobs(self) -> bool:
         """Take one step for each job; say whether any is under way."""
+        at_work = {*self._at_work}  # before they are read: a step that ends now makes one stale
         active = [*jobs.active(self.store)]
         self._admit(active)
         for job in active:
-            if job.name not in self._at_work:
+            if job.name not in at_work:
                 self._at_work.add(job.name)
-                self._pool.submit(self._guarded, job)
+                self._steps.add(step := self._pool.submit(self._guarded, job))
+                step.add_done_callback(self._steps.discard)
         return bool(active)
+
+    def settle(self) -> None:
+        """Wait for the steps under way."""
+        wait([*self._steps])
 
     # -- admission ---------------------------------------------------------------------
 
@@ -116,9 +124,13 @@ class Supervisor:
         capacity = self.engine.capacity()
         open_ones = [queue for queue in queues if self._has_room(queue, active, capacity)]
         heads = [job for queue in open_ones for job in jobs.waiting(self.store, queue, _HEADS)]
+        kept = False  # GPUs, for a job that waits for more of them than are free
         for job in sorted(heads, key=lambda job: job.created_at):
             lease = self._lease(job, active, capacity)
             if lease is None:
+                kept = kept or self._has_room(job, active, capacity)
+                continue
+            if kept and lease.get("gpus"):
                 continue
             try:
                 moved = jobs.move(self.store, job, "preparing", lease=lease)
@@ -168,6 +180,14 @@ class Supervisor:
 
     def _guarded(self, job: Job) -> None:
         try:
+            self._tried(job)
+        except Exception:  # its end could not be written down: the next tick tries again
+            logger.exception("job %s: step from %r failed", job.name, job.status)
+        finally:
+            self._at_work.discard(job.name)
+
+    def _tried(self, job: Job) -> None:
+        try:
             self._step(job)
         except Conflict:
             pass  # someone moved it since we looked; the next tick looks again
@@ -179,8 +199,6 @@ class Supervisor:
         except Exception as exc:  # one job's trouble must not stop the others
             logger.exception("job %s: step from %r failed", job.name, job.status)
             self._fail(job, f"internal error: {type(exc).__name__}: {exc}")
-        finally:
-            self._at_work.discard(job.name)
 
     def _step(self, job: Job) -> None:
         pipeline = isinstance(job.spec, Pipeline)
@@ -211,6 +229,8 @@ class Supervisor:
         assert isinstance(job.spec, Command)
         env = {**self.tracking.open(job), **job.spec.env}
         process = launch.process(job, place, line, interpreter=interpreter, env=env)
+        if jobs.get(self.store, job.name).status != "preparing":
+            return  # cancelled while all this was made ready
         self.engine.start(process)
         log.write(f"started as process {process.id}, {process.ranks} rank(s), gpus {process.gpus}")
         jobs.move(self.store, job, "running", outputs=locations)
@@ -248,7 +268,8 @@ class Supervisor:
             return self._fail(job, "the process was lost: its keeper or the machine was stopped")
         if report.exit_code:
             said = self._last_words(job)
-            return self._fail(job, f"the command ended with exit status {report.exit_code}{said}")
+            ended = f"exit status {report.exit_code}"
+            return self._fail(job, f"{said} ({ended})" if said else f"the command ended: {ended}")
         jobs.move(self.store, job, "finalizing")
         self._wake.set()
         return None
@@ -257,7 +278,7 @@ class Supervisor:
         """Return the last line of the log: where most programs say why they ended."""
         tail = self.engine.log(launch.process_id(job), -4096).decode(errors="replace")
         lines = [line.strip() for line in tail.splitlines() if line.strip()]
-        return f": {lines[-1][:500]}" if lines else ""
+        return lines[-1][:500] if lines else ""
 
     def _finish(self, job: Job) -> None:
         for name, output in job.spec.outputs.items():
@@ -297,20 +318,25 @@ class Supervisor:
     def _fail(self, job: Job, error: str, *, target: str = "") -> None:
         if job.status == "cancelling":
             return
-        self.engine.stop(launch.process_id(job))
         try:
+            if isinstance(job.spec, Pipeline):
+                self._cancel_children(job)
+            else:
+                self.engine.stop(launch.process_id(job))
             self._end(job, "failed", error=error, target=target)
         except Conflict:
             pass  # it ended, or was cancelled, in the meantime
 
     def _end(self, job: Job, to: str, *, error: str = "", target: str = "") -> None:
         """Close the job's run, then write its end down: a repeat closes it again, no harm."""
-        with_end = replace(job, status=to, ended_at=ids.now())
-        if job.started_at is not None or job.status != "queued":
-            self.tracking.close(with_end)
-        if isinstance(job.spec, Command) and error:
-            place = launch.folder(self.home, self.files, job)
-            if place.artifacts.exists():
+        try:
+            self.tracking.close(replace(job, status=to, ended_at=ids.now()))
+        except Exception as exc:  # what was trained is not lost for a metric
+            logger.exception("job %s: its run cannot be closed", job.name)
+            jobs.warn(self.store, job.name, f"its run was not closed: {exc}")
+        place = launch.folder(self.home, self.files, job)
+        if isinstance(job.spec, Command) and error and place.artifacts.exists():
+            with suppress(OSError):  # a full disk may be why it ends
                 SystemLog(place).write(f"{to}: {error}")
         jobs.move(self.store, job, to, error=error, target=target)
         self.engine.forget(launch.process_id(job))
@@ -341,7 +367,10 @@ class Supervisor:
 
     def _begin(self, job: Job, step: str) -> None:
         """Create a step's job; work that was done before is not done again."""
-        child = pipelines.child(self.store, self.files, job, step)
+        try:
+            child = pipelines.child(self.store, self.files, job, step)
+        except Failure as exc:
+            raise type(exc)(f"step {step!r}: {exc}", target=exc.target) from exc
         with self.store.transaction():
             if jobs.find(self.store, child.name) is not None:
                 return
@@ -357,7 +386,7 @@ class Supervisor:
         """Cancel what still runs below a pipeline; say whether anything does."""
         left = [child for child in jobs.children(self.store, job.name) if not child.final]
         for child in left:
-            if child.status != "cancelling" and status.JOB[child.status]:
+            with suppress(Conflict):  # it has ended since we looked
                 jobs.cancel(self.store, child.name)
         return bool(left)
 

@@ -1,0 +1,616 @@
+"""The loop over jobs, with an engine in memory: no process is started."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from finery.core import assets, compute, jobs
+from finery.core.assets import Asset
+from finery.core.compute import Capacity, Target
+from finery.core.jobs import Command, Input, Job, Output, Pipeline, Step
+from finery.core.supervisor import Supervisor
+
+
+class FakeTracking:
+    """Runs in memory; `trouble` is raised by the verbs that it names."""
+
+    def __init__(self) -> None:
+        self.opened: list[str] = []
+        self.closed: dict[str, str] = {}
+        self.trouble: dict[str, Exception] = {}
+
+    def open(self, job: Job) -> dict[str, str]:
+        self._raise("open")
+        self.opened.append(job.name)
+        return {"RUN": job.name}
+
+    def close(self, job: Job) -> None:
+        self._raise("close")
+        self.closed[job.name] = job.status
+
+    def _raise(self, verb: str) -> None:
+        if verb in self.trouble:
+            raise self.trouble[verb]
+
+
+class FakeUpkeep:
+    def tick(self) -> bool:
+        return False
+
+
+class House:
+    """A supervisor with what a test does to it, one tick after the other."""
+
+    def __init__(self, store, files, home, engine) -> None:
+        self.store, self.engine, self.tracking = store, engine, FakeTracking()
+        self.home, self.files = home, files
+        self.restart()
+
+    def restart(self) -> None:
+        """Put another supervisor in the place of this one: all that it knew is lost."""
+        self.supervisor = Supervisor(
+            self.store,
+            self.files,
+            self.home,
+            engine=self.engine,
+            tracking=self.tracking,
+            interpreter=lambda environment: Path("/usr/bin/python3"),
+            upkeep=FakeUpkeep(),
+        )
+
+    def submit(self, name="j", spec=None, **given) -> Job:
+        return jobs.create(
+            self.store, Job(name=name, workspace="w", spec=spec or Command(command="run"), **given)
+        )
+
+    def tick(self, times=1) -> None:
+        """Tick, and wait for the steps of each tick."""
+        for _ in range(times):
+            self.supervisor.tick()
+            self.supervisor.settle()
+
+    def status(self, name="j") -> str:
+        return jobs.get(self.store, name).status
+
+    def error(self, name="j") -> str:
+        return jobs.get(self.store, name).error["message"]
+
+    def system_log(self, name="j") -> str:
+        folder = f"ExperimentRun/dcid.{name}/system_logs/finery.log"
+        return self.files.path("w", "workspaceartifactstore", folder).read_text()
+
+    def steps(self, parent) -> dict[str, Job]:
+        return {child.step: child for child in jobs.children(self.store, parent)}
+
+    def ends(self, parent, step, code=0, **known) -> None:
+        """End the process of a step."""
+        self.engine.exits(f"job-{self.steps(parent)[step].name}", code, **known)
+
+
+@pytest.fixture
+def house(store, files, tmp_path, engine):
+    made = House(store, files, tmp_path, engine)
+    yield made
+    made.supervisor.end()
+
+
+# -- one job ---------------------------------------------------------------------------
+
+
+def test_a_job_goes_through_its_life_one_step_a_tick(house, engine):
+    house.submit()
+    house.tick()
+    assert house.status() == "running"
+    process = engine.started["job-j"]
+    assert process.command == ["bash", "-c", "run"]
+    assert process.env["RUN"] == "j"
+    assert process.memory == 900
+    house.tick(3)
+    assert house.status() == "running"
+    engine.exits("job-j")
+    house.tick()
+    assert house.status() == "finalizing"
+    house.tick()
+    assert house.status() == "completed"
+    assert house.tracking.closed == {"j": "completed"}
+    assert engine.forgotten == {"job-j"}
+
+
+def test_ticks_with_nothing_to_do_change_nothing(house, store, engine):
+    house.submit()
+    house.tick()
+    engine.exits("job-j")
+    house.tick(5)
+    before = jobs.get(store, "j"), jobs.events(store, "j")
+    house.tick(5)
+    assert (jobs.get(store, "j"), jobs.events(store, "j")) == before
+    assert house.tracking.opened == ["j"]
+
+
+def test_a_failed_command_says_its_last_line(house, engine):
+    house.submit()
+    house.tick()
+    engine.exits("job-j", 3, said="Traceback\nValueError: row 7 is empty\n\n")
+    house.tick()
+    assert house.status() == "failed"
+    assert house.error() == "ValueError: row 7 is empty (exit status 3)"
+    assert "failed: ValueError: row 7 is empty" in house.system_log()
+    assert house.tracking.closed == {"j": "failed"}
+
+
+def test_a_silent_failure_says_its_exit_status(house, engine):
+    house.submit()
+    house.tick()
+    engine.exits("job-j", 9)
+    house.tick()
+    assert house.error() == "the command ended: exit status 9"
+
+
+@pytest.mark.parametrize(
+    ("known", "why"),
+    [
+        ({"code": None}, "its keeper or the machine was stopped"),
+        ({"code": -9, "reason": "it took more memory than it was given"}, "more memory"),
+        ({"code": -15, "timed_out": True}, "ran past its limit of 90 s"),
+    ],
+)
+def test_an_end_that_the_engine_can_explain_is_explained(house, engine, known, why):
+    house.submit(spec=Command(command="run", timeout=90))
+    house.tick()
+    assert engine.started["job-j"].timeout == 90
+    engine.exits("job-j", **known)
+    house.tick()
+    assert house.status() == "failed"
+    assert why in house.error()
+
+
+def test_a_process_that_the_engine_does_not_know_was_lost(house, engine):
+    house.submit()
+    house.tick()
+    del engine.reports["job-j"]
+    house.tick()
+    assert (house.status(), "lost" in house.error()) == ("failed", True)
+
+
+def test_a_job_whose_process_cannot_start_fails_and_the_next_one_runs(house, engine):
+    house.submit("a")
+    engine.trouble = RuntimeError("no forks left")
+    house.tick()
+    assert house.error("a") == "internal error: RuntimeError: no forks left"
+    engine.trouble = None
+    house.submit("b")
+    house.tick()
+    assert house.status("b") == "running"
+
+
+def test_a_full_disk_is_said_on_the_job(house, engine, files):
+    house.submit()
+    full = OSError(errno.ENOSPC, "No space left on device", "/home/files")
+    engine.trouble = full
+    house.tick()
+    assert house.error() == "No space left on device: /home/files"
+
+
+def test_a_job_ends_even_where_its_log_cannot_be_written(house, engine, files):
+    house.submit()
+    house.tick()
+    log = files.path("w", "workspaceartifactstore", "ExperimentRun/dcid.j/system_logs/finery.log")
+    log.unlink()
+    log.mkdir()  # any write raises OSError now, as on a full disk
+    engine.exits("job-j", 1)
+    house.tick()
+    assert house.status() == "failed"
+
+
+def test_an_input_that_is_not_there_is_named(house):
+    inputs = {"data": Input(value="file:blob/nothing", type="uri_file")}
+    house.submit(spec=Command(command="run", inputs=inputs))
+    house.tick()
+    assert house.error().startswith("input 'data'")
+    assert jobs.get(house.store, "j").error["target"] == "inputs.data"
+
+
+def test_a_job_whose_run_cannot_be_opened_fails_before_anything_is_spent(house, engine):
+    house.tracking.trouble = {"open": RuntimeError("the tracking server is down")}
+    house.submit()
+    house.tick()
+    assert (house.status(), engine.started) == ("failed", {})
+    assert "the tracking server is down" in house.error()
+
+
+@pytest.mark.parametrize(("code", "end"), [(0, "completed"), (1, "failed")])
+def test_a_run_that_cannot_be_closed_does_not_cost_the_job_its_end(house, engine, code, end):
+    house.submit()
+    house.tick()
+    house.tracking.trouble = {"close": RuntimeError("the tracking server is down")}
+    engine.exits("job-j", code)
+    house.tick(2)
+    assert house.status() == end
+    assert "not closed: the tracking server is down" in jobs.get(house.store, "j").warnings[0]
+
+
+def test_a_restart_in_each_status_loses_nothing(house, engine):
+    house.submit()
+    for _ in range(3):
+        house.restart()
+        house.tick()
+    assert house.status() == "running"
+    engine.exits("job-j")
+    for _ in range(2):
+        house.restart()
+        house.tick()
+    assert house.status() == "completed"
+    assert engine.started.keys() == {"job-j"}
+
+
+# -- cancelling ------------------------------------------------------------------------
+
+
+def test_a_cancelled_queued_job_never_starts(house, engine, store):
+    house.submit()
+    jobs.cancel(store, "j")
+    house.tick(2)
+    assert (house.status(), engine.started, house.tracking.closed) == ("cancelled", {}, {})
+
+
+def test_a_cancelled_job_ends_when_its_process_has(house, engine, store):
+    house.submit()
+    house.tick()
+    engine.obedient = False
+    jobs.cancel(store, "j")
+    house.tick(2)
+    assert (house.status(), engine.alive) == ("cancelling", ["job-j"])
+    engine.exits("job-j", -15)
+    house.tick()
+    assert house.status() == "cancelled"
+    assert house.tracking.closed == {"j": "cancelled"}
+
+
+def test_a_job_cancelled_while_it_is_made_ready_never_runs(house, engine, store):
+    house.submit()
+    opened = house.tracking.open
+    house.tracking.open = lambda job: (jobs.cancel(store, job.name), opened(job))[1]
+    house.tick(2)
+    assert (house.status(), engine.started) == ("cancelled", {})
+
+
+# -- admission -------------------------------------------------------------------------
+
+
+def cluster(store, name="c", **given):
+    return compute.create(store, Target(workspace="w", name=name, size="S", **given))
+
+
+def running(store):
+    return [job.name for job in jobs.unfinished(store) if job.status == "running"]
+
+
+def test_a_compute_runs_so_many_at_a_time_in_their_order(house, store, engine):
+    cluster(store, max_instances=2)
+    for name in "abc":
+        house.submit(name, compute="c")
+    house.tick()
+    assert running(store) == ["a", "b"]
+    engine.exits("job-a")
+    house.tick(3)
+    assert running(store) == ["b", "c"]
+
+
+def test_the_machine_bounds_what_all_computes_run(house, store, engine):
+    engine.machine = Capacity(cpus=2, memory=1, gpus=0)
+    for name in ("x", "y"):
+        cluster(store, name, max_instances=9)
+    for number in range(4):
+        house.submit(f"j{number}", compute="xy"[number % 2])
+    house.tick()
+    assert running(store) == ["j0", "j1"]
+
+
+def test_a_full_compute_does_not_hold_up_another(house, store):
+    cluster(store, "x", max_instances=1)
+    cluster(store, "y", max_instances=1)
+    for name, target in (("a", "x"), ("b", "x"), ("c", "y")):
+        house.submit(name, compute=target)
+    house.tick()
+    assert running(store) == ["a", "c"]
+
+
+def test_a_job_that_goes_takes_its_place_until_its_process_has_ended(house, store, engine):
+    cluster(store, max_instances=1)
+    house.submit("a", compute="c")
+    house.submit("b", compute="c")
+    house.tick()
+    engine.obedient = False
+    jobs.cancel(store, "a")
+    house.tick(2)
+    assert house.status("b") == "queued"
+    engine.exits("job-a", -15)
+    house.tick(2)
+    assert house.status("b") == "running"
+
+
+def gpu_job(house, name, ranks):
+    return house.submit(name, spec=Command(command="run", ranks=ranks), compute="c")
+
+
+def test_jobs_get_gpus_of_their_own_and_give_them_back(house, store, engine):
+    engine.machine = Capacity(cpus=8, memory=1, gpus=4)
+    cluster(store, gpus=4, max_instances=9)
+    for name in "abc":
+        gpu_job(house, name, 2)
+    house.tick()
+    assert engine.started["job-a"].gpus == (0, 1)
+    assert engine.started["job-b"].gpus == (2, 3)
+    assert house.status("c") == "queued"
+    engine.exits("job-a")
+    house.tick(3)
+    assert engine.started["job-c"].gpus == (0, 1)
+
+
+def test_a_job_that_waits_for_gpus_is_not_passed_by_smaller_ones_for_ever(house, store, engine):
+    engine.machine = Capacity(cpus=8, memory=1, gpus=2)
+    cluster(store, gpus=2, max_instances=9)
+    gpu_job(house, "small", 1)
+    house.tick()
+    gpu_job(house, "large", 2)
+    gpu_job(house, "later", 1)
+    house.submit("free", compute=cluster(store, "cpu", max_instances=9).name)
+    house.tick(2)
+    assert [house.status(name) for name in ("large", "later", "free")] == [
+        *("queued", "queued", "running"),
+    ]
+    engine.exits("job-small")
+    house.tick(3)
+    assert engine.started["job-large"].gpus == (0, 1)
+
+
+def test_a_job_on_a_compute_without_gpus_gets_none(house, store, engine):
+    engine.machine = Capacity(cpus=8, memory=1, gpus=2)
+    cluster(store)
+    house.submit(compute="c")
+    house.tick()
+    assert engine.started["job-j"].gpus == ()
+
+
+def test_a_job_that_wants_more_gpus_than_there_are_gets_all_and_is_told(house, store, engine):
+    engine.machine = Capacity(cpus=8, memory=1, gpus=2)
+    cluster(store, gpus=8)
+    house.submit(spec=Command(command="run", ranks=4, nodes=2), compute="c")
+    house.tick(2)
+    assert (engine.started["job-j"].ranks, engine.started["job-j"].gpus) == (2, (0, 1))
+    size, ranks = jobs.get(store, "j").warnings
+    assert "8 GPUs; this machine has 2" in size
+    assert ranks == "8 processes were asked for (2 nodes x 4); 2 run here"
+    assert all(f"warning: {warning}" in house.system_log() for warning in (size, ranks))
+
+
+def test_a_size_with_gpus_on_a_machine_without_runs_on_its_processors_and_is_told(house, store):
+    cluster(store, gpus=8)
+    house.submit(spec=Command(command="run", ranks=8), compute="c")
+    house.tick()
+    process = house.engine.started["job-j"]
+    assert (process.ranks, process.gpus) == (1, ())
+    assert "8 GPUs; this machine has 0" in jobs.get(store, "j").warnings[0]
+
+
+# -- outputs ---------------------------------------------------------------------------
+
+
+def kept(**given):
+    return Command(command="run", outputs={"out": Output(asset="made", **given)})
+
+
+def finish(house, engine, name="j"):
+    house.submit(name, spec=kept(type="mlflow_model"))
+    house.tick()
+    engine.exits(f"job-{name}")
+    house.tick(2)
+
+
+def test_a_named_output_is_registered_once_even_when_the_end_is_repeated(house, store, engine):
+    end, times = house.supervisor._end, []
+
+    def killed(job, to, **why):
+        times.append(to)
+        if len(times) > 1:
+            end(job, to, **why)
+
+    house.supervisor._end = killed
+    finish(house, engine)
+    assert (house.status(), house.tick(), house.status()) == ("finalizing", None, "completed")
+    (made,) = assets.versions(store, "w", "model", "made").items
+    assert (made.version, made.made_by, made.type) == ("1", "j/out", "mlflow_model")
+    assert made.location == jobs.get(store, "j").outputs["out"]
+
+
+def test_each_job_makes_a_version_of_its_own(house, store, engine):
+    finish(house, engine, "a")
+    finish(house, engine, "b")
+    assert [one.version for one in assets.versions(store, "w", "model", "made").items] == ["2", "1"]
+
+
+def test_a_version_that_exists_fails_the_job_and_says_so(house, store, engine):
+    old = Asset(scope="w", kind="data", name="made", version="1", location="file:a/b")
+    assets.create(store, old)
+    house.submit(spec=kept(version="1"))
+    house.tick()
+    engine.exits("job-j")
+    house.tick(2)
+    assert house.status() == "failed"
+    assert "register a new version" in house.error()
+
+
+# -- pipelines -------------------------------------------------------------------------
+
+
+def component(store, name="c", *, deterministic=False, **given):
+    port = {"type": "uri_folder", "optional": True, "default": None, "mode": ""}
+    spec = {
+        "kind": "command",
+        "command": "run",
+        "code": "",
+        "environment": "",
+        "env": {},
+        "inputs": {"data": port},
+        "outputs": {"out": {"type": "uri_folder", "mode": ""}},
+        "distribution": "",
+        "ranks": "",
+        "nodes": "",
+        "shm_size": "",
+        "timeout": None,
+        "deterministic": deterministic,
+        **given,
+    }
+    return assets.create(store, Asset(scope="w", kind="component", name=name, spec=spec)).ref
+
+
+def after(ref, other=""):
+    """Return a step, one that reads from another where one is named."""
+    data = Input(value=f"${{{{parent.jobs.{other}.outputs.out}}}}", type="uri_folder")
+    return Step(component=ref, inputs={"data": data} if other else {})
+
+
+def chain(ref, **given):
+    """a and b at once; c after a."""
+    return Pipeline(steps={"a": after(ref), "b": after(ref), "c": after(ref, "a")}, **given)
+
+
+def statuses(house, parent="p"):
+    return {name: child.status for name, child in house.steps(parent).items()}
+
+
+def test_steps_run_in_order_and_at_once_where_they_can(house, store, engine):
+    house.submit("p", spec=chain(component(store)))
+    house.tick(4)
+    assert statuses(house) == {"a": "running", "b": "running"}
+    house.ends("p", "a")
+    house.tick(5)
+    assert statuses(house) == {"a": "completed", "b": "running", "c": "running"}
+    line = house.system_log(house.steps("p")["c"].name)
+    assert f"/{house.steps('p')['a'].name}/out" in line
+    house.ends("p", "b")
+    house.ends("p", "c")
+    house.tick(4)
+    assert house.status("p") == "completed"
+    assert house.tracking.closed["p"] == "completed"
+
+
+def test_a_failed_step_leaves_the_others_going_where_that_is_wanted(house, store):
+    house.submit("p", spec=chain(component(store), continue_on_step_failure=True))
+    house.tick(4)
+    house.ends("p", "a", 1, said="no rows")
+    house.tick(3)
+    assert statuses(house) == {"a": "failed", "b": "running"}
+    house.ends("p", "b")
+    house.tick(4)
+    assert house.status("p") == "failed"
+    assert house.error("p") == "step 'a' failed: no rows (exit status 1)"
+
+
+def test_a_failed_step_ends_the_others_where_that_is_wanted(house, store):
+    house.submit("p", spec=chain(component(store), continue_on_step_failure=False))
+    house.tick(4)
+    house.ends("p", "a", 1, said="no rows")
+    house.tick(5)
+    assert statuses(house) == {"a": "failed", "b": "cancelled"}
+    assert house.status("p") == "failed"
+    assert house.error("p") == "step 'a' failed: no rows (exit status 1)"
+
+
+def test_a_cancelled_pipeline_ends_after_its_steps(house, store, engine):
+    house.submit("p", spec=chain(component(store)))
+    house.tick(4)
+    engine.obedient = False
+    jobs.cancel(store, "p")
+    house.tick(3)
+    assert house.status("p") == "cancelling"
+    assert statuses(house) == {"a": "cancelling", "b": "cancelling"}
+    for step in "ab":
+        house.ends("p", step, -15)
+    house.tick(3)
+    assert (house.status("p"), {*statuses(house).values()}) == ("cancelled", {"cancelled"})
+
+
+def test_a_cancelled_step_fails_its_pipeline_by_name(house, store):
+    house.submit("p", spec=chain(component(store), continue_on_step_failure=False))
+    house.tick(4)
+    jobs.cancel(store, house.steps("p")["b"].name)
+    house.tick(5)
+    assert (house.status("p"), house.error("p")) == ("failed", "step 'b' was cancelled")
+
+
+def nested(store, **given):
+    """A pipeline with one step `whole`, which is a pipeline with one step `inner`."""
+    step = after(component(store, **given))
+    spec = {"kind": "pipeline", "inputs": {}, "outputs": {}, "steps": {"inner": asdict(step)}}
+    ref = assets.create(store, Asset(scope="w", kind="component", name="whole", spec=spec)).ref
+    return Pipeline(steps={"whole": Step(component=ref)})
+
+
+def test_the_reason_of_a_step_in_a_step_is_said_at_the_root_without_noise(house, store):
+    house.submit("p", spec=nested(store))
+    house.tick(7)
+    middle = house.steps("p")["whole"].name
+    house.ends(middle, "inner", 1, said="train.jsonl line 7: no messages")
+    house.tick(6)
+    why = "step 'inner' failed: train.jsonl line 7: no messages (exit status 1)"
+    assert house.error(middle) == why
+    assert house.error("p") == f"step 'whole': {why}"
+
+
+def test_a_cancelled_pipeline_cancels_the_steps_of_its_steps(house, store, engine):
+    house.submit("p", spec=nested(store))
+    house.tick(7)
+    middle = house.steps("p")["whole"].name
+    assert statuses(house, middle) == {"inner": "running"}
+    jobs.cancel(store, "p")
+    house.tick(6)
+    assert statuses(house, middle) == {"inner": "cancelled"}
+    assert (house.status(middle), house.status("p")) == ("cancelled", "cancelled")
+
+
+def test_a_warning_of_a_step_is_on_the_root_too_once(house, store):
+    cluster(store, "gpus", gpus=8)
+    spec = replace(nested(store), compute="gpus")
+    house.submit("p", spec=spec)
+    house.tick(8)
+    inner = house.steps(house.steps("p")["whole"].name)["inner"]
+    (warning,) = inner.warnings
+    assert jobs.get(store, "p").warnings == [f"step 'inner': {warning}"]
+    jobs.warn(store, inner.name, warning)
+    assert jobs.get(store, "p").warnings == [f"step 'inner': {warning}"]
+
+
+def test_a_step_that_cannot_be_made_fails_the_pipeline_and_ends_the_others(house, store):
+    """What is wrong with a step may only be known when its turn comes."""
+    ref = component(store)
+    bad = Step(component=ref, inputs={"what": Input(value="x")})
+    house.submit("p", spec=Pipeline(steps={"a": after(ref), "b": bad}))
+    house.tick(5)
+    assert house.status("p") == "failed"
+    assert house.error("p").startswith("step 'b': component 'c' has no input 'what'")
+    assert statuses(house) == {"a": "cancelled"}
+
+
+def test_work_that_was_done_is_not_done_again(house, store, engine):
+    ref = component(store, deterministic=True)
+    house.submit("p", spec=Pipeline(steps={"a": after(ref)}))
+    house.tick(4)
+    house.ends("p", "a")
+    house.tick(5)
+    done = house.steps("p")["a"]
+
+    house.submit("again", spec=Pipeline(steps={"a": after(ref)}))
+    house.tick(5)
+    reused = house.steps("again")["a"]
+    assert (house.status("again"), reused.reused) == ("completed", done.name)
+    assert reused.outputs == done.outputs
+
+    anew = Pipeline(steps={"a": replace(after(ref), force_rerun=True)})
+    house.submit("anew", spec=anew)
+    house.tick(5)
+    assert (statuses(house, "anew"), house.steps("anew")["a"].reused) == ({"a": "running"}, None)
