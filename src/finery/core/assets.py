@@ -142,7 +142,8 @@ def create(store: Store, asset: Asset) -> Asset:
         if old is not None:
             return _again(store, old, asset)
         connection.execute(insert(ASSETS).values(**vars(asset)))
-        following = max(name.next, int(version) + 1 if version.isdigit() else 0)
+        counted = version.isdigit() and len(version) < 18  # dates are; a longer one is no count
+        following = max(name.next, int(version) + 1 if counted else 0)
         touched = {"next": min(following, 2**31 - 1), "modified_at": asset.modified_at}
         connection.execute(update_rows(NAMES).where(_is(NAMES, asset)).values(**touched))
     return asset
@@ -206,7 +207,7 @@ def versions(
     if archived is not None:
         query = query.where(ASSETS.c.archived == archived)
     if after:
-        query = query.where(ASSETS.c.seq < int(after))
+        query = query.where(ASSETS.c.seq < ids.whole(after, target="after"))
     rows = store.rows(query.order_by(ASSETS.c.seq.desc()).limit(limit + 1))
     return page([_asset(row) for row in rows], limit, [str(row.seq) for row in rows])
 
@@ -232,7 +233,7 @@ def names(
     if archived is not None:
         query = query.where(NAMES.c.archived == archived)
     if after:
-        query = query.where(NAMES.c.seq > int(after))
+        query = query.where(NAMES.c.seq > ids.whole(after, target="after"))
     rows = store.rows(query.order_by(NAMES.c.seq).limit(limit + 1))
     return page([_as_name(row) for row in rows], limit, [str(row.seq) for row in rows])
 

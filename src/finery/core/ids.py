@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from finery.core.errors import Invalid
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
+_WHOLE = re.compile(r"[0-9]{1,18}")
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -43,6 +44,13 @@ def name(text: str, *, target: str = "name") -> str:
             target=target,
         )
     return text
+
+
+def whole(text: str, *, target: str) -> int:
+    """Return the whole number that `text` spells, if a database can keep it; else `Invalid`."""
+    if not _WHOLE.fullmatch(text):
+        raise Invalid(f"{target} is {text[:80]!r}; it must be a whole number", target=target)
+    return int(text)
 
 
 def version(text: str, *, target: str = "version") -> str:

@@ -257,7 +257,7 @@ def list(
     if status is not None:
         query = query.where(JOBS.c.status == status)
     if after:
-        query = query.where(JOBS.c.seq < int(after))
+        query = query.where(JOBS.c.seq < ids.whole(after, target="after"))
     rows = store.rows(query.order_by(JOBS.c.seq.desc()).limit(limit + 1))
     return page([_job(row) for row in rows], limit, [str(row.seq) for row in rows])
 

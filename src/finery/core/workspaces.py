@@ -135,7 +135,7 @@ def list(
     query = select(WORKSPACES).where(WORKSPACES.c.subscription == subscription)
     if group is not None:
         query = query.where(WORKSPACES.c.group == group)
-    query = query.where(WORKSPACES.c.seq > int(after or 0)).order_by(WORKSPACES.c.seq)
+    query = query.where(WORKSPACES.c.seq > ids.whole(after or "0", target="after")).order_by(WORKSPACES.c.seq)
     rows = store.rows(query.limit(limit + 1))
     return page([_workspace(row) for row in rows], limit, [str(row.seq) for row in rows])
 

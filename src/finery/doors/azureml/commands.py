@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from finery.core import ids
 from finery.core.errors import Failure, Invalid, NotSupported
 from finery.core.jobs import Command, Job
 from finery.core.workspaces import Workspace
@@ -164,9 +165,10 @@ def _asset(house: House, workspace: Workspace, text: Any, kind: str, field: str)
 
 
 def _count(text: str, field: str) -> int:
-    if not text.isdigit() or int(text) < 1:
+    found = ids.whole(text, target=field)
+    if found < 1:
         raise Invalid(f"{field} is {text!r}; it must be a whole number from 1 up", target=field)
-    return int(text)
+    return found
 
 
 def _text(value: object) -> str:

@@ -208,9 +208,7 @@ def _rescaled(old: Target, body: Mapping[str, Any]) -> Target:
 def _count(given: Any, default: int, field: str) -> int:
     if given is None:
         return default
-    if isinstance(given, bool) or not str(given).isdigit():
-        raise Invalid(f"{field} is {given!r}; it must be a whole number", target=field)
-    return int(given)
+    return ids.whole(str(given), target=field)
 
 
 def _idle(house: House, workspace: Workspace, name: str) -> None:

@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 from starlette.types import Scope
 
-from finery.core import errors, status, workspaces
+from finery.core import errors, ids, status, workspaces
 from finery.core.errors import Failure, Invalid, NotSupported
 from finery.core.store import Page
 from finery.core.workspaces import Caller, Workspace
@@ -242,9 +242,10 @@ def limit(request: Request, most: int = 100) -> int:
     text = request.query_params.get("$top") or request.query_params.get("$maxpagesize") or ""
     if not text:
         return most
-    if not text.isdigit() or int(text) < 1:
+    found = ids.whole(text, target="$top")
+    if found < 1:
         raise Invalid(f"$top is {text!r}; it must be a whole number from 1 up", target="$top")
-    return min(int(text), most)
+    return min(found, most)
 
 
 def archived(request: Request) -> bool | None:
