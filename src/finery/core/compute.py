@@ -192,7 +192,8 @@ def find(store: Store, workspace: str, name: str) -> Target | None:
 
 def list(store: Store, workspace: str, *, after: str = "", limit: int = 100) -> Page[Target]:
     query = select(TARGETS).where(TARGETS.c.workspace == workspace)
-    query = query.where(TARGETS.c.seq > ids.whole(after or "0", target="after")).order_by(TARGETS.c.seq)
+    begin = ids.whole(after or "0", target="after")
+    query = query.where(TARGETS.c.seq > begin).order_by(TARGETS.c.seq)
     rows = store.rows(query.limit(limit + 1))
     return page([_target(row) for row in rows], limit, [str(row.seq) for row in rows])
 

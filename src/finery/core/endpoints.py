@@ -184,7 +184,8 @@ def find(store: Store, name: str) -> Endpoint | None:
 
 def list(store: Store, workspace: str, *, after: str = "", limit: int = 100) -> Page[Endpoint]:
     query = select(ENDPOINTS).where(ENDPOINTS.c.workspace == workspace)
-    query = query.where(ENDPOINTS.c.seq > ids.whole(after or "0", target="after")).order_by(ENDPOINTS.c.seq)
+    begin = ids.whole(after or "0", target="after")
+    query = query.where(ENDPOINTS.c.seq > begin).order_by(ENDPOINTS.c.seq)
     rows = store.rows(query.limit(limit + 1))
     return page([_endpoint(row) for row in rows], limit, [str(row.seq) for row in rows])
 

@@ -135,7 +135,8 @@ def list(
     query = select(WORKSPACES).where(WORKSPACES.c.subscription == subscription)
     if group is not None:
         query = query.where(WORKSPACES.c.group == group)
-    query = query.where(WORKSPACES.c.seq > ids.whole(after or "0", target="after")).order_by(WORKSPACES.c.seq)
+    begin = ids.whole(after or "0", target="after")
+    query = query.where(WORKSPACES.c.seq > begin).order_by(WORKSPACES.c.seq)
     rows = store.rows(query.limit(limit + 1))
     return page([_workspace(row) for row in rows], limit, [str(row.seq) for row in rows])
 

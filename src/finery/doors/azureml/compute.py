@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from fastapi import APIRouter, Body, Depends, Request, Response
 
-from finery.core import compute, files, jobs
+from finery.core import compute, files, ids, jobs
 from finery.core.compute import Target
 from finery.core.errors import Conflict, Invalid, NotFound, NotSupported
 from finery.core.workspaces import Caller, Workspace
