@@ -186,7 +186,7 @@ def told(name: str, load: Load, peer: Load | None, ceiling: Load | None) -> Iter
     beside = (peer.rate, "mlflow server") if peer else (None, "")
     yield Row(name, load.rate, "req/s", *beside)
     beside = (ceiling.cpu, "answering only") if ceiling else (None, "")
-    yield Row(f"  server's processor time", load.cpu, "us/req", *beside)
+    yield Row("  server's processor time", load.cpu, "us/req", *beside)
 
 
 def getting(server: Server) -> Callable[[], bytes]:
@@ -386,7 +386,8 @@ def said(server: Server, name: str) -> float:
 
 
 def log_of(server: Server, name: str) -> str:
-    return next((server.home / "files").glob(f"*/*/ExperimentRun/dcid.{name}/user_logs/*")).read_text()
+    pattern = f"*/*/ExperimentRun/dcid.{name}/user_logs/*"
+    return next((server.home / "files").glob(pattern)).read_text()
 
 
 def one_bare() -> float:

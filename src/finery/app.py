@@ -16,9 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+import orjson
 import uvicorn
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.telemetry import TelemetryConfig
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -30,7 +32,7 @@ from finery.core import workspaces
 from finery.core.assets import Asset
 from finery.core.errors import Failure, Invalid, NotFound
 from finery.core.files import Files
-from finery.core.store import Store, open_sqlite
+from finery.core.store import Store, sqlite_url
 from finery.core.supervisor import Supervisor
 from finery.core.upkeep import Upkeep
 from finery.core.workspaces import Keys, Workspace
@@ -74,6 +76,9 @@ ROUTERS: tuple[Callable[[House], APIRouter], ...] = (
     cloud.refusals,  # last: what no other route of the Azure ML door knows
 )
 
+# The framework would ask at each request whether someone listens.
+SILENT: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False}
+
 # Path prefix -> who words a failure; the first that fits.
 WORDINGS: tuple[tuple[str, Callable[[Request, Exception], Response]], ...] = (
     ("/openai", openai_wire.failure),
@@ -103,7 +108,8 @@ class Platform:
 def create(settings: Settings, *, http: str, https: str) -> Platform:
     """Put a server together for the addresses it will have.  It starts nothing yet."""
     home = settings.home
-    store = Store(settings.database) if settings.database else open_sqlite(home / "finery.db")
+    url = settings.database or sqlite_url(home / "finery.db")
+    store = Store(url, dump=lambda value: orjson.dumps(value).decode(), load=orjson.loads)
     store.migrate()
     files, keys = Files(home / "files", store), Keys(home)
     engine = LocalEngine(home, idle=settings.warm_idle)
@@ -182,9 +188,9 @@ def routers(house: House) -> list[APIRouter]:
 
 
 def _doors(house: House) -> FastAPI:
-    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, telemetry=SILENT)
     for router in routers(house):
-        app.include_router(router)
+        app.router.routes.extend(router.routes)  # including it would match each request twice
 
     async def failure(request: Request, exc: Exception) -> Response:
         if isinstance(exc, pages.LoginNeeded):

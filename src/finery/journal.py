@@ -5,11 +5,12 @@ Each request's line carries its id, the one that the answer carries too.
 
 from __future__ import annotations
 
-import json
 import logging
 from datetime import UTC, datetime
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
+
+import orjson
 
 _EXTRAS = ("request", "method", "path", "status", "ms")
 
@@ -25,13 +26,23 @@ class _Json(logging.Formatter):
         line |= {name: getattr(record, name) for name in _EXTRAS if hasattr(record, name)}
         if record.exc_info:
             line["trace"] = self.formatException(record.exc_info)
-        return json.dumps(line)
+        return orjson.dumps(line, default=str).decode()
+
+
+class _File(RotatingFileHandler):
+    """A file that looks at its size at every hundredth line only."""
+
+    _lines = 0
+
+    def shouldRollover(self, record: logging.LogRecord) -> int:
+        self._lines += 1
+        return int(self._lines % 100 == 0 and super().shouldRollover(record))
 
 
 def start(folder: Path) -> None:
     """Send every logger's lines to `folder`/server.log, and warnings to stderr too."""
     folder.mkdir(parents=True, exist_ok=True)
-    file = RotatingFileHandler(folder / "server.log", maxBytes=20_000_000, backupCount=3)
+    file = _File(folder / "server.log", maxBytes=20_000_000, backupCount=3)
     file.setFormatter(_Json())
     shown = logging.StreamHandler()
     shown.setLevel(logging.WARNING)

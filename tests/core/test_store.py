@@ -77,8 +77,8 @@ def test_the_queues_are_told_without_reading_a_job(store, plans):
 
 
 def test_queues_come_in_the_order_of_their_oldest_job(store):
-    for name, compute in [("a", "one"), ("b", "two"), ("c", "one"), ("d", "")]:
-        made = Job(name=name, workspace="w", compute=compute, spec=Command(command="true"))
+    for name, place in [("a", "one"), ("b", "two"), ("c", "one"), ("d", "")]:
+        made = Job(name=name, workspace="w", compute=place, spec=Command(command="true"))
         jobs.create(store, made)
     found = jobs.queues(store)
     assert [queue.compute for queue in found] == ["one", "two", ""]

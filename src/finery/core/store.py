@@ -93,6 +93,7 @@ class Store:
         self.url = make_url(url)
         self.sqlite = self.url.get_backend_name() == "sqlite"
         self.changes = 0  # grows with every transaction: what was read before it may be stale
+        self.recent: dict[str, tuple[float, Any]] = {}  # what was read of late, and when
         self._turn = threading.RLock()
         self._current: ContextVar[Connection | None] = ContextVar("connection", default=None)
         self._engine = create_engine(
