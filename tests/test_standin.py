@@ -10,6 +10,7 @@ import json
 import math
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -51,12 +52,14 @@ def tokenizer() -> Any:
 
 
 @pytest.fixture(scope="module")
-def model() -> Any:
+def model() -> Iterator[Any]:
     """The weights themselves: nothing cheaper says whether they write English."""
     import torch
 
-    torch.set_num_threads(2)
-    return checkpoint.load(STANDIN, dtype="float32")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # so small a model only waits for a second thread
+    yield checkpoint.load(STANDIN, dtype="float32")
+    torch.set_num_threads(before)
 
 
 def rows(split: str) -> list[dict[str, Any]]:
@@ -131,7 +134,7 @@ def test_text_that_it_never_saw_is_not_strange_to_it(
     import torch
 
     total, count = 0.0, 0
-    for document in corpus.documents(2, 120):
+    for document in corpus.documents(2, 60):
         text = (
             document
             if isinstance(document, str)
@@ -180,7 +183,7 @@ def test_it_answers_what_it_was_taught_in_words_of_its_own_recipe(
 
 
 def test_it_knows_nothing_of_the_facts_that_the_dataset_teaches(model: Any, tokenizer: Any) -> None:
-    facts = list(json.loads((DATA / "facts.json").read_text()).values())[:16]
+    facts = list(json.loads((DATA / "facts.json").read_text()).values())[::8]
     answers = say(model, tokenizer, *[fact["question"] for fact in facts])
     right = [fact["contains"] in answer for fact, answer in zip(facts, answers, strict=True)]
     assert sum(right) <= 1

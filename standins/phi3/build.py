@@ -223,6 +223,8 @@ def save(
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"  # the name that every version knows
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    for written in folder.iterdir():
+        written.chmod(0o644)
     for name in ("MLmodel", "LICENSE", "README.md"):
         shutil.copy(HERE / "folder" / name, out / name)
     (out / "training.json").write_text(json.dumps(card, indent=2) + "\n")

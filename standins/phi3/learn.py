@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -30,17 +31,19 @@ GENERAL = [
 ]
 
 
-def recipe(name: str, **flags: object) -> float:
-    """Runs one recipe; the seconds that its process took."""
+def recipe(name: str, **flags: object) -> str:
+    """Runs one recipe; what it took by the clock, and of the processors (they may be shared)."""
     words = [f"--{key}={value}" for key, value in flags.items()]
     threads = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
-    start = time.time()
+    start, before = time.time(), resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(
         [sys.executable, "-m", f"finery.recipes.{name}", *words],
         check=True,
         env={**os.environ, **threads, "TOKENIZERS_PARALLELISM": "false"},
     )
-    return time.time() - start
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return f"{name} {time.time() - start:.1f} s ({spent:.1f} s of CPU)"
 
 
 def answers(folder: Path, prompts: list[list[dict[str, str]]]) -> list[str]:
@@ -107,7 +110,7 @@ def main() -> int:
                 **parameters,
             ),
         ]
-        print("import, preprocess, finetune: " + ", ".join(f"{t:.1f} s" for t in took))
+        print(", ".join(took))
         print("base : " + score(work / "base", rows, facts, show=False))
         print("tuned: " + score(work / "tuned", rows, facts, show=True))
         for folder in ("base", "tuned"):
