@@ -367,3 +367,12 @@ def test_a_job_is_made_once_however_often_it_is_sent(client, requests):
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(put, range(16)))
     assert set(answers) <= {200, 201, 409} and answers.count(201) == 1
+
+
+def test_no_page_is_asked_for_in_a_way_that_cannot_be_answered(client, requests):
+    kinds = ("jobs", "models", "models/mm/versions", "computes", "onlineEndpoints", "codes")
+    for kind in kinds:
+        for name in ("$skip", "$skipToken", "$top", "listViewType", "$orderBy"):
+            for value in ("²", "٣", "9" * 5000, "9" * 30, "-1", "1.5", "'", "\0", "../..", "[]"):
+                answer = client.get(f"{HERE}/{kind}", params={name: value})
+                assert not fault(answer), (kind, name, value[:20], fault(answer))
