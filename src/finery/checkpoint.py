@@ -8,6 +8,7 @@ that importing this module costs nothing.
 
 No code from a model's folder is ever run unless `trust_remote_code` is given by
 the caller in so many words: transformers' own classes are used otherwise.
+Weights are read from safetensors alone: to read a pickle is to run it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,17 @@ if TYPE_CHECKING:
 MODEL_PLACES = (".", "model", "data/model", "model_artifact/model", "artifacts/model")
 TOKENIZER_PLACES = ("components/tokenizer", "data/tokenizer", "tokenizer")
 TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json")
-WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+# What a configuration may say; more is no model but a mistake, or a trap for the memory.
+MOST = {
+    "hidden_size": 10**6,
+    "intermediate_size": 10**7,
+    "num_hidden_layers": 10**4,
+    "num_attention_heads": 10**5,
+    "num_key_value_heads": 10**5,
+    "max_position_embeddings": 10**9,
+    "vocab_size": 10**8,
+}
 FETCHED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "LICENSE*")
 ADAPTER = "adapter_config.json"
 
@@ -66,8 +77,7 @@ def base(folder: str | Path) -> Path | str:
 
 def weights(folder: str | Path) -> list[Path]:
     """The weight files of the model in `folder`; none when only its description is there."""
-    here = find(folder)
-    return sorted({path for pattern in WEIGHT_PATTERNS for path in here.glob(pattern)})
+    return sorted(find(folder).glob("*.safetensors"))
 
 
 def hub_id(folder: str | Path) -> str:
@@ -76,8 +86,12 @@ def hub_id(folder: str | Path) -> str:
         if manifest.is_file():
             import yaml
 
-            document = yaml.safe_load(manifest.read_text(encoding="utf-8")) or {}
-            found = (document.get("metadata") or {}).get("huggingface_model_id")
+            try:
+                document = yaml.safe_load(manifest.read_text(encoding="utf-8"))
+            except (yaml.YAMLError, UnicodeDecodeError) as error:
+                raise NoModel(f"{manifest}: is no MLmodel ({error})") from error
+            metadata = document.get("metadata") if isinstance(document, dict) else None
+            found = metadata.get("huggingface_model_id") if isinstance(metadata, dict) else None
             if found:
                 return str(found)
     return ""
@@ -99,10 +113,7 @@ def fetch(folder: str | Path, *, trust_remote_code: bool = False) -> Path:
     if weights(folder):
         return here
     if not name:
-        raise NoModel(
-            f"{here}: there are no weights (*.safetensors) here,"
-            " and no MLmodel names a model of the hub to fetch them from"
-        )
+        raise _without_weights(here)
     return download(name, trust_remote_code=trust_remote_code)
 
 
@@ -152,12 +163,16 @@ def load(
     from transformers import AutoModelForCausalLM
 
     options = {"dtype": dtype, "trust_remote_code": trust_remote_code, **options}
+    options["use_safetensors"] = True
     here = find(folder)
     if (here / ADAPTER).is_file():
         from peft import PeftModel
 
+        if not weights(here):
+            raise _without_weights(here)
         under = base(here)
         under = find(under) if isinstance(under, Path) else download(under)
+        _consider(under)
         model: Any = AutoModelForCausalLM.from_pretrained(str(under), **options)
         with warnings.catch_warnings():
             # peft still asks transformers under a name that transformers has deprecated.
@@ -165,11 +180,34 @@ def load(
             model = PeftModel.from_pretrained(model, str(here))
     else:
         here = fetch(folder, trust_remote_code=trust_remote_code)
+        _consider(here)
         model = AutoModelForCausalLM.from_pretrained(str(here), **options)
     if device is not None:
         model = model.to(device)
     loaded: PreTrainedModel = model.eval()
     return loaded
+
+
+def _without_weights(here: Path) -> NoModel:
+    pickles = sorted(path.name for pattern in PICKLES for path in here.glob(pattern))
+    if pickles:
+        return NoModel(
+            f"{here}: the weights are pickles ({', '.join(pickles[:3])}), which run code when they"
+            " are read; convert them to safetensors"
+        )
+    return NoModel(
+        f"{here}: there are no weights (*.safetensors) here,"
+        " and no MLmodel names a model of the hub to fetch them from"
+    )
+
+
+def _consider(here: Path) -> None:
+    """NoModel, naming the field, for a configuration that would only exhaust the memory."""
+    config = _json(here / "config.json")
+    for name, most in MOST.items():
+        value = config.get(name)
+        if isinstance(value, int) and not 0 <= value <= most:
+            raise NoModel(f"{here / 'config.json'}: {name} is {value}; it must be 0 to {most}")
 
 
 def _candidates(top: Path) -> Iterator[Path]:
@@ -195,5 +233,10 @@ def _tokenizer_places(top: Path) -> Iterator[Path]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise NoModel(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(document, dict):
+        raise NoModel(f"{path}: is not a JSON object")
     return document
