@@ -80,6 +80,20 @@ def weights(folder: str | Path) -> list[Path]:
     return sorted(find(folder).glob("*.safetensors"))
 
 
+def check(folder: str | Path) -> None:
+    """NoModel where neither weights are nor a name to fetch them by, or the config is no model's.
+
+    It reads no weights and imports nothing heavy: to be asked before work begins.
+    """
+    if hub_id(folder):
+        return
+    here = find(folder)
+    if not weights(here):
+        raise _without_weights(here)
+    if (here / "config.json").is_file():
+        _consider(here)
+
+
 def hub_id(folder: str | Path) -> str:
     """The hub's name of the model that a catalog folder stands for; "" when it names none."""
     for manifest in (Path(folder) / "MLmodel", Path(folder).parent / "MLmodel"):

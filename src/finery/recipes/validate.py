@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from finery import checkpoint
 from finery.recipes import conversations, hyperparameters, spec
 from finery.recipes.hyperparameters import Hyperparameters
 from finery.recipes.spec import Failed, flag
@@ -185,17 +186,27 @@ def _check_model(given: Spec) -> dict[str, str]:
             raise Failed(f"--pytorch_model_path: {path}: there is no such folder")
         if (path / "MLmodel").is_file():
             raise Failed(f"--pytorch_model_path: {path} is an MLflow model; use mlflow_model_path")
+        _check_weights("pytorch_model_path", path)
         return {"kind": "pytorch", "path": str(path)}
     if given.mlflow_model_path is not None:
         path = given.mlflow_model_path
         if not path.is_dir():
             raise Failed(f"--mlflow_model_path: {path}: there is no such folder")
-        if not (path / "MLmodel").is_file() and not any(path.glob("*/MLmodel")):
+        manifests = [*path.glob("MLmodel"), *path.glob("*/MLmodel")]
+        if not manifests:
             raise Failed(f"--mlflow_model_path: {path}: there is no MLmodel file in it")
+        _check_weights("mlflow_model_path", manifests[0].parent)
         return {"kind": "mlflow", "path": str(path)}
     if given.huggingface_id:
         return {"kind": "hub", "id": given.huggingface_id}
     raise Failed("no model: give mlflow_model_path, pytorch_model_path or huggingface_id")
+
+
+def _check_weights(name: str, path: Path) -> None:
+    try:
+        checkpoint.check(path)
+    except checkpoint.NoModel as error:
+        raise Failed(f"--{name}: {error}") from error
 
 
 def _check_rows(report: dict[str, Any], problems: int) -> None:
