@@ -25,10 +25,27 @@ def check(tmp_path: Path, base: Path, path: Path, **words: object) -> tuple[int,
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """A folder is enough: validation does not look at weights."""
+    """Names are enough: validation does not look into weights."""
     folder = tmp_path / "model"
     folder.mkdir()
+    (folder / "config.json").write_text('{"hidden_size": 8}')
+    (folder / "model.safetensors").touch()
     return folder
+
+
+def test_a_model_without_weights_or_with_pickles_is_refused_at_once(
+    tmp_path: Path, model: Path
+) -> None:
+    path = lines(tmp_path / "t.jsonl", GOOD)
+    (model / "config.json").write_text('{"hidden_size": 1000000000}')
+    assert "hidden_size is 1000000000" in check(tmp_path, model, path)[1]["error"]
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+    status, report = check(tmp_path, model, path)
+    assert status == 1 and "pickles (pytorch_model.bin)" in report["error"]
+    (model / "pytorch_model.bin").unlink()
+    status, report = check(tmp_path, model, path)
+    assert status == 1 and "--pytorch_model_path" in report["error"]
+    assert "there are no weights" in report["error"]
 
 
 def lines(path: Path, *rows: object) -> Path:
