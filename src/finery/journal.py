@@ -6,6 +6,7 @@ Each request's line carries its id, the one that the answer carries too.
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from datetime import UTC, datetime
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
@@ -37,6 +38,11 @@ class _File(RotatingFileHandler):
     def shouldRollover(self, record: logging.LogRecord) -> int:
         self._lines += 1
         return int(self._lines % 100 == 0 and super().shouldRollover(record))
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Lose a line that finds no room: warnings are on stderr, and the next may find some."""
+        with suppress(OSError):
+            self.close()  # with what waits in it: it is opened again for the next line
 
 
 def start(folder: Path) -> None:

@@ -25,13 +25,14 @@ from finery.core.errors import Conflict, Failure
 from finery.core.files import Files
 from finery.core.jobs import Command, Job, Pipeline, Queue
 from finery.core.launch import Folder
-from finery.core.store import Store
+from finery.core.store import FULL, Store
 from finery.core.upkeep import Upkeep
 
 logger = logging.getLogger(__name__)
 
 _BUSY_PAUSE = 0.05  # seconds between looks while something runs
 _IDLE_PAUSE = 1.0
+_LONGEST_WORDS = 2000  # of a last line: it may hold a long path, and what is wrong comes after
 _MEMORY_SHARE = 0.9  # of the machine's memory: a job that takes more is ended, not the machine
 _HEADS = 64  # jobs of a queue that are looked at in a tick
 
@@ -181,8 +182,9 @@ class Supervisor:
     def _guarded(self, job: Job) -> None:
         try:
             self._tried(job)
-        except Exception:  # its end could not be written down: the next tick tries again
-            logger.exception("job %s: step from %r failed", job.name, job.status)
+        except Exception as exc:  # its end could not be written down: tried again after a while
+            logger.warning("job %s waits in %r: %s", job.name, job.status, exc)
+            self._over.wait(_IDLE_PAUSE)
         finally:
             self._at_work.discard(job.name)
 
@@ -192,6 +194,8 @@ class Supervisor:
         except Conflict:
             pass  # someone moved it since we looked; the next tick looks again
         except Failure as exc:
+            if exc.target == FULL:
+                raise  # no fault of the job's
             self._fail(job, str(exc), target=exc.target)
         except OSError as exc:  # a full disk, most likely: said on the job, not only in the log
             logger.exception("job %s: step from %r failed", job.name, job.status)
@@ -278,7 +282,7 @@ class Supervisor:
         """Return the last line of the log: where most programs say why they ended."""
         tail = self.engine.log(launch.process_id(job), -4096).decode(errors="replace")
         lines = [line.strip() for line in tail.splitlines() if line.strip()]
-        return lines[-1][:500] if lines else ""
+        return lines[-1][:_LONGEST_WORDS] if lines else ""
 
     def _finish(self, job: Job) -> None:
         for name, output in job.spec.outputs.items():
