@@ -46,9 +46,18 @@ def test_a_deployment_with_traffic_cannot_be_deleted(store, endpoint):
 
 def test_a_change_of_what_it_runs_is_a_new_revision_with_processes_of_its_own(store, endpoint):
     first = endpoints.move(store, deploy(store), "ready")
-    second = deploy(store, instances=2)
+    second = deploy(store, env={"a": "b"})
     assert (second.status, second.revision) == ("updating", 2)
     assert first.process(0) != second.process(0)
+
+
+def test_a_change_of_how_many_instances_there_are_keeps_those_at_work(store, endpoint):
+    first = endpoints.move(store, deploy(store), "ready")
+    second = deploy(store, instances=2)
+    assert (second.status, second.revision) == ("updating", 1)
+    assert first.process(0) == second.process(0)
+    failed = endpoints.move(store, second, "failed")
+    assert deploy(store, instances=3).revision == failed.revision + 1
 
 
 def test_a_change_of_its_texts_is_no_new_revision(store, endpoint):

@@ -76,6 +76,8 @@ DEPLOYMENTS = Table(
     Index("deployments_kept", "gone", "seq"),
 )
 
+_TEXTS = ("description", "tags", "properties", "extras")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoint:
@@ -236,7 +238,8 @@ def deploy(store: Store, deployment: Deployment) -> Deployment:
     """Ask for a deployment, or for a change of the one with that name.
 
     A change of what it runs makes a new revision, which the supervisor brings
-    up before it lets the old one go.
+    up before it lets the old one go; a change of how many instances there are
+    adds some, or ends some.
     """
     ids.name(deployment.name)
     with store.transaction() as connection:
@@ -248,23 +251,20 @@ def deploy(store: Store, deployment: Deployment) -> Deployment:
             connection.execute(insert(DEPLOYMENTS).values(**_row(deployment)))
             _event(store, deployment, "created")
             return deployment
-        texts = ("description", "tags", "properties", "extras")
-        kept = replace(old, **{name: getattr(deployment, name) for name in texts})
-        if old.spec == deployment.spec and old.status in (
-            "ready",
-            "creating",
-            "updating",
-        ):
-            return _write(store, kept)
-        changed = replace(kept, spec=deployment.spec, revision=old.revision + 1, restarts={})
-        if old.status == "creating":
-            return _write(store, changed)
+        texts = {name: getattr(deployment, name) for name in _TEXTS}
+        if old.spec == deployment.spec and old.status in ("ready", "creating", "updating"):
+            return _write(store, replace(old, **texts))
         if old.status == "updating":
             raise Conflict(
                 f"deployment {old.name!r} is being updated: wait for it",
                 target=old.name,
             )
-        return move(store, changed, "updating", error=None)
+        changed = {**texts, "spec": deployment.spec}
+        if not _only_counts(old, deployment.spec):
+            changed |= {"revision": old.revision + 1, "restarts": {}}
+        if old.status == "creating":
+            return _write(store, replace(old, **changed, changed_at=ids.now()))
+        return move(store, old, "updating", error=None, **changed)
 
 
 def get_deployment(store: Store, endpoint: str, name: str) -> Deployment:
@@ -314,14 +314,14 @@ def move(
 ) -> Deployment:
     """Change a deployment's status, if the machine allows it, and write the event.
 
-    A deployment that is `gone` leaves no row, so its name is free again.
+    `changed` are other fields that change with it.  Raises `Conflict` where the
+    deployment was asked to run something else since `deployment` was read.  One
+    that is `gone` leaves no row, so its name is free again.
     """
     with store.transaction() as connection:
-        found = find_deployment(store, deployment.endpoint, deployment.name)
-        if found is None or found.id != deployment.id:
-            raise Conflict(f"deployment {deployment.name!r} is gone", target=deployment.name)
+        found = _unchanged(store, deployment)
         next_status = status.move(status.DEPLOYMENT, found.status, to)
-        moved = replace(deployment, status=next_status, changed_at=ids.now(), **changed)
+        moved = replace(found, status=next_status, changed_at=ids.now(), **changed)
         _event(store, moved, reason)
         if to == "gone":
             connection.execute(delete_rows(DEPLOYMENTS).where(DEPLOYMENTS.c.id == deployment.id))
@@ -334,8 +334,7 @@ def place(store: Store, deployment: Deployment, **changed: Any) -> Deployment:
     """Write down where the ready instances answer (`addresses`), and their `restarts`."""
     assert set(changed) <= {"addresses", "restarts"}
     with store.transaction():
-        found = get_deployment(store, deployment.endpoint, deployment.name)
-        return _write(store, replace(found, **changed))
+        return _write(store, replace(_unchanged(store, deployment), **changed))
 
 
 def warn(store: Store, deployment: Deployment, message: str) -> Deployment:
@@ -345,6 +344,22 @@ def warn(store: Store, deployment: Deployment, message: str) -> Deployment:
         if message in found.warnings:
             return found
         return _write(store, replace(found, warnings=[*found.warnings, message]))
+
+
+def _only_counts(old: Deployment, spec: Serving) -> bool:
+    """Say whether a change is one of how many instances there are: those at work stay."""
+    same = replace(spec, instances=old.spec.instances) == old.spec
+    return same and spec != old.spec and old.status in ("ready", "unhealthy")
+
+
+def _unchanged(store: Store, deployment: Deployment) -> Deployment:
+    """Return the deployment as it is now.  Raises `Conflict` where it is another revision."""
+    found = find_deployment(store, deployment.endpoint, deployment.name)
+    if found is None or found.id != deployment.id:
+        raise Conflict(f"deployment {deployment.name!r} is gone", target=deployment.name)
+    if found.revision != deployment.revision:
+        raise Conflict(f"deployment {deployment.name!r} was changed", target=deployment.name)
+    return found
 
 
 def _check_traffic(store: Store, endpoint: Endpoint) -> None:

@@ -11,9 +11,9 @@ import logging
 import shutil
 import threading
 import time
-import urllib.error
 import urllib.request
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,9 @@ from finery.core.workspaces import Keys
 logger = logging.getLogger(__name__)
 
 _MOST_RESTARTS = 5  # in a row, before a deployment counts as failed
+_SETTLED = 600.0  # seconds after which a fall is not one of a row
+_OVER = ("exited", "unknown")  # what an engine says of a process that runs no more
+_SPEC = "serve.json"  # in the folder of each process that was started
 _GRACE = 30.0  # seconds for an instance to finish what it was asked before it ends
 
 
@@ -54,127 +57,189 @@ class Upkeep:
         keys: Keys,
         interpreter: Callable[[Asset | None], Path],
         kind: Callable[[Path], str],
+        answers: Callable[[str, float], bool] | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self.store, self.files, self.home = store, files, home
-        self.engine, self.keys, self.interpreter, self.kind = (
-            engine,
-            keys,
-            interpreter,
-            kind,
-        )
+        self.engine, self.keys = engine, keys
+        self.interpreter, self.kind = interpreter, kind
+        self.answers, self.clock = answers or _answers, clock
         self._watches: dict[str, Watch] = {}
+        self._falls: dict[tuple[str, int, int], int] = {}  # of an instance, one soon after another
 
     def tick(self) -> bool:
         """Take one step for each deployment; say whether any is on its way somewhere."""
         busy = False
         for deployment in endpoints.kept(self.store):
             try:
-                self._step(deployment)
+                self._tried(deployment)
             except Conflict:
                 pass  # someone changed it since we looked; the next tick looks again
-            except Failure as exc:
-                self._fail(deployment, str(exc))
-            except Exception as exc:  # one deployment's trouble must not stop the others
+            except Exception:  # what went wrong could not be written down: tried again
                 logger.exception("deployment %s: a step failed", deployment.name)
-                self._fail(deployment, f"internal error: {type(exc).__name__}: {exc}")
             busy = busy or deployment.status not in ("ready", "failed")
         return busy
+
+    def _tried(self, deployment: Deployment) -> None:
+        try:
+            self._step(deployment)
+        except Conflict:
+            raise
+        except Failure as exc:
+            self._fail(deployment, str(exc))
+        except OSError as exc:  # a full disk, most likely
+            logger.exception("deployment %s: a step failed", deployment.name)
+            self._fail(deployment, f"{exc.strerror or exc}: {exc.filename or self.home}")
+        except Exception as exc:  # one deployment's trouble must not stop the others
+            logger.exception("deployment %s: a step failed", deployment.name)
+            self._fail(deployment, f"internal error: {type(exc).__name__}: {exc}")
 
     def _step(self, deployment: Deployment) -> None:
         match deployment.status:
             case "creating" | "updating":
-                self._bring_up(deployment)
+                self._bring_up(self._as_left(deployment))
             case "ready" | "unhealthy":
                 self._look_after(deployment)
+            case "failed":
+                self._as_left(deployment)
             case "deleting":
-                self._take_down(deployment)
+                return self._take_down(deployment)
+        return self._sweep(deployment)
+
+    def _as_left(self, deployment: Deployment) -> Deployment:
+        """Forget the addresses of instances that have ended and are not replaced."""
+        own = set() if deployment.status == "failed" else {*self._processes(deployment)}
+        there = {
+            id: address
+            for id, address in deployment.addresses.items()
+            if id in own or self.engine.report(id).state not in _OVER
+        }
+        if there == deployment.addresses:
+            return deployment
+        return endpoints.place(self.store, deployment, addresses=there)
 
     def _bring_up(self, deployment: Deployment) -> None:
-        reports = self._reports(deployment)
+        reports, fallen = self._reports(deployment), {}
         for instance, report in reports.items():
             if report.state == "unknown":
                 self._start(deployment, instance)
             if report.state == "exited":
-                raise Failure(
-                    f"instance {instance} ended before it answered{self._why(deployment, instance)}"
-                )
+                if deployment.process(instance) not in deployment.addresses and not _lost(report):
+                    why = self._why(deployment, instance)
+                    raise Failure(f"instance {instance} ended before it answered{why}")
+                fallen[instance] = report
         ready = {
             deployment.process(instance): report.address
             for instance, report in reports.items()
-            if report.address
+            if report.address and report.state not in _OVER
         }
+        if fallen:
+            others = {**deployment.addresses, **ready}
+            for instance in fallen:
+                others.pop(deployment.process(instance), None)
+            return self._replace(deployment, fallen, addresses=others)
         if len(ready) < len(reports):
-            return self._check_patience(deployment)
-        old = [id for id in deployment.addresses if id not in ready]
+            waited_for = [n for n in reports if deployment.process(n) not in ready]
+            return self._check_patience(deployment, waited_for[0])
+        # What is left of the revision before is swept away: it first finishes what it was asked.
         endpoints.move(self.store, deployment, "ready", addresses=ready, error=None)
-        for id in old:  # the revision before; it finishes what it was asked (SIGTERM), then ends
-            self.engine.stop(id)
         return None
 
-    def _check_patience(self, deployment: Deployment) -> None:
+    def _check_patience(self, deployment: Deployment, instance: int) -> None:
         """Raise `Failure` when the readiness probe's time is over."""
-        probe = deployment.spec.readiness
-        patience = max(probe.initial_delay + probe.failure_threshold * probe.period, 60)
-        if time.time() - deployment.changed_at.timestamp() > patience:
-            raise Failure(f"not ready within {patience:g} s{self._why(deployment, 0)}")
+        patience = _patience(deployment)
+        if self.clock() - deployment.changed_at.timestamp() > patience:
+            why = self._why(deployment, instance)
+            raise Failure(f"instance {instance} was not ready within {patience:g} s{why}")
 
     def _look_after(self, deployment: Deployment) -> None:
-        ready, fallen = {}, []
+        ready, fallen = {}, {}
         for instance, report in self._reports(deployment).items():
             id = deployment.process(instance)
             if report.state == "unknown":
                 self._start(deployment, instance)
             elif report.state == "exited" or self._unwell(deployment, id, report):
-                self.engine.stop(id)
-                self._watches.pop(id, None)
-                fallen.append(instance)
+                fallen[instance] = report
             elif report.address:
                 ready[id] = report.address
-        if ready != deployment.addresses or fallen:
-            restarts = {**deployment.restarts}
-            for instance in fallen:
-                restarts[str(instance)] = restarts.get(str(instance), 0) + 1
-                logger.warning("deployment %s: instance %s is replaced", deployment.name, instance)
-            if any(count > _MOST_RESTARTS for count in restarts.values()):
-                raise Failure(
-                    f"an instance fell {_MOST_RESTARTS} times{self._why(deployment, fallen[0])}"
-                )
-            deployment = endpoints.place(self.store, deployment, addresses=ready, restarts=restarts)
+        if fallen:
+            self._replace(deployment, fallen, addresses=ready)
+        elif ready != deployment.addresses:
+            endpoints.place(self.store, deployment, addresses=ready)
         if not ready and deployment.status == "ready":
             endpoints.move(self.store, deployment, "unhealthy", reason="no instance answers")
         elif ready and deployment.status == "unhealthy":
             endpoints.move(self.store, deployment, "ready", reason="an instance answers again")
 
+    def _replace(
+        self, deployment: Deployment, fallen: Mapping[int, Report], *, addresses: dict[str, str]
+    ) -> None:
+        """Give the instances that fell new processes.  Raises `Failure` for one that always falls.
+
+        `addresses` are those of the others.
+        """
+        restarts = {**deployment.restarts}
+        for instance, report in fallen.items():
+            id = deployment.process(instance)
+            self.engine.stop(id)
+            self._watches.pop(id, None)
+            if self._falls_on(deployment, instance, report):
+                endpoints.place(self.store, deployment, addresses=addresses)
+                why = self._why(deployment, instance)
+                raise Failure(f"instance {instance} fell {_MOST_RESTARTS + 1} times{why}")
+            restarts[str(instance)] = restarts.get(str(instance), 0) + 1
+            logger.warning("deployment %s: instance %s is replaced", deployment.name, instance)
+        endpoints.place(self.store, deployment, addresses=addresses, restarts=restarts)
+
+    def _falls_on(self, deployment: Deployment, instance: int, report: Report) -> bool:
+        """Count a fall; say whether there were too many without a good while in between."""
+        ended = self.clock() if report.ended_at is None else report.ended_at
+        lived = 0.0 if report.started_at is None else ended - report.started_at
+        which = (deployment.id, deployment.revision, instance)
+        self._falls[which] = 1 if lived > _SETTLED else self._falls.get(which, 0) + 1
+        return self._falls[which] > _MOST_RESTARTS
+
+    def _sweep(self, deployment: Deployment) -> None:
+        """End what this deployment once started and needs no more; its logs stay."""
+        needed = {*self._processes(deployment), *deployment.addresses}
+        for id in self._started(deployment) - needed:
+            self.engine.stop(id)
+            if self.engine.report(id).state in _OVER:
+                self.engine.forget(id)
+                place = self._place(deployment) / id
+                shutil.rmtree(place / "code", ignore_errors=True)
+                (place / _SPEC).unlink(missing_ok=True)
+
     def _unwell(self, deployment: Deployment, id: str, report: Report) -> bool:
         """Say whether the liveness probe has failed too often; probes run beside the loop."""
         probe = deployment.spec.liveness
         if not report.address:
-            return False
+            begun = report.started_at or self.clock()
+            return self.clock() - begun > _patience(deployment)
         watch = self._watches.setdefault(id, Watch(next=time.monotonic() + probe.initial_delay))
         if not watch.busy and time.monotonic() >= watch.next:
             watch.busy = True
             watch.next = time.monotonic() + probe.period
             address = f"{report.address}/health"
-            threading.Thread(
-                target=_probe, args=(watch, address, probe.timeout), daemon=True
-            ).start()
+            given = (watch, address, probe.timeout)
+            threading.Thread(target=self._probe, args=given, daemon=True).start()
         return watch.failures >= probe.failure_threshold
+
+    def _probe(self, watch: Watch, address: str, timeout: float) -> None:
+        try:
+            watch.failures = 0 if self.answers(address, timeout) else watch.failures + 1
+        finally:
+            watch.busy = False
 
     def _start(self, deployment: Deployment, instance: int) -> None:
         spec = deployment.spec
         id = deployment.process(instance)
-        place = self.home / "deployments" / deployment.id / id
+        place = self._place(deployment) / id
         place.mkdir(parents=True, exist_ok=True)
         document = self._document(deployment, place)
-        (place / "serve.json").write_text(json.dumps(document, indent=1))
+        (place / _SPEC).write_text(json.dumps(document, indent=1))
         environment = assets.by_ref(self.store, spec.environment) if spec.environment else None
         interpreter = self.interpreter(environment)
-        command = [
-            str(interpreter),
-            "-m",
-            "finery.serving.host",
-            str(place / "serve.json"),
-        ]
         env = {
             **spec.env,
             "FINERY_SERVING_SECRET": self.keys.derived("serving", id),
@@ -183,14 +248,25 @@ class Upkeep:
         }
         process = Process(
             id=id,
-            command=command,
+            command=[str(interpreter), "-m", "finery.serving.host", str(place / _SPEC)],
             cwd=place,
             log=place / "log.txt",
             env=env,
+            gpus=self._device(deployment, instance),
             warm=True,
             grace=_GRACE,
         )
         self.engine.start(process)
+
+    def _device(self, deployment: Deployment, instance: int) -> tuple[int, ...]:
+        """Return the GPU that an instance sees, where there are any.
+
+        It shares it with whatever else runs there: a lease for as long as it
+        answers would leave a machine with one GPU nothing to train on.
+        """
+        gpus = self.engine.capacity().gpus
+        first = zlib.crc32(deployment.id.encode())
+        return ((first + instance) % gpus,) if gpus else ()
 
     def _document(self, deployment: Deployment, place: Path) -> dict[str, Any]:
         """Return the serving process's spec file: see `serving/spec.py`."""
@@ -224,35 +300,42 @@ class Upkeep:
         return {**document, "kind": kind}
 
     def _take_down(self, deployment: Deployment) -> None:
-        ids = {deployment.process(instance) for instance in range(deployment.spec.instances)}
-        ids |= set(deployment.addresses)
+        ids = {*self._processes(deployment), *deployment.addresses, *self._started(deployment)}
         for id in ids:
             self.engine.stop(id)
-        if all(self.engine.report(id).state in ("exited", "unknown") for id in ids):
-            for id in ids:
-                self.engine.forget(id)
-            shutil.rmtree(self.home / "deployments" / deployment.id, ignore_errors=True)
-            endpoints.move(self.store, deployment, "gone")
+            self._watches.pop(id, None)
+        if any(self.engine.report(id).state not in _OVER for id in ids):
+            return
+        for id in ids:
+            self.engine.forget(id)
+        shutil.rmtree(self._place(deployment), ignore_errors=True)
+        endpoints.move(self.store, deployment, "gone")
 
     def _fail(self, deployment: Deployment, why: str) -> None:
-        """Mark it failed; an update that failed leaves the revision before it at work."""
+        """Mark it failed; what answers (the revision before, other instances) is left at work."""
         current = endpoints.find_deployment(self.store, deployment.endpoint, deployment.name)
         if current is None or current.status in ("deleting", "failed"):
             return
-        for instance in range(deployment.spec.instances):
-            self.engine.stop(deployment.process(instance))
-        reachable = current.addresses if deployment.status == "updating" else {}
-        error = {"message": why, "target": deployment.name}
-        if deployment.status == "ready":
-            deployment = endpoints.move(self.store, deployment, "unhealthy", reason=why)
-        endpoints.move(
-            self.store,
-            deployment,
-            "failed",
-            reason=why,
-            error=error,
-            addresses=reachable,
-        )
+        if (current.id, current.revision) != (deployment.id, deployment.revision):
+            return  # asked to run something else since we looked
+        for id in self._processes(current):
+            if id not in current.addresses:
+                self.engine.stop(id)
+        error = {"message": why, "target": current.name}
+        if current.status == "ready":
+            current = endpoints.move(self.store, current, "unhealthy", reason=why)
+        endpoints.move(self.store, current, "failed", reason=why, error=error)
+
+    def _place(self, deployment: Deployment) -> Path:
+        return self.home / "deployments" / deployment.id
+
+    def _processes(self, deployment: Deployment) -> list[str]:
+        """Return the ids of the processes that there should be."""
+        return [deployment.process(instance) for instance in range(deployment.spec.instances)]
+
+    def _started(self, deployment: Deployment) -> set[str]:
+        """Return the ids of all that was started for it and not swept away yet."""
+        return {found.parent.name for found in self._place(deployment).glob(f"*/{_SPEC}")}
 
     def _reports(self, deployment: Deployment) -> dict[int, Report]:
         return {
@@ -267,11 +350,20 @@ class Upkeep:
         return f": {lines[-1][:500]}" if lines else ""
 
 
-def _probe(watch: Watch, address: str, timeout: float) -> None:
+def _patience(deployment: Deployment) -> float:
+    """Return the seconds within which an instance has to be ready."""
+    probe = deployment.spec.readiness
+    return max(probe.initial_delay + probe.failure_threshold * probe.period, 60)
+
+
+def _lost(report: Report) -> bool:
+    """Say whether a process ended by no doing of its own: the machine was stopped, perhaps."""
+    return report.exit_code is None and not report.reason and not report.timed_out
+
+
+def _answers(address: str, timeout: float) -> bool:
     try:
         with urllib.request.urlopen(address, timeout=timeout):
-            watch.failures = 0
-    except (OSError, urllib.error.HTTPError):
-        watch.failures += 1
-    finally:
-        watch.busy = False
+            return True
+    except OSError:
+        return False
