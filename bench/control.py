@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import importlib.util
 import json
 import os
 import signal
@@ -386,8 +387,13 @@ def said(server: Server, name: str) -> float:
 
 
 def log_of(server: Server, name: str) -> str:
-    pattern = f"*/*/ExperimentRun/dcid.{name}/user_logs/*"
-    return next((server.home / "files").glob(pattern)).read_text()
+    path = log_path(server, name)
+    return path.read_text() if path else ""
+
+
+def log_path(server: Server, name: str) -> Path | None:
+    pattern = f"*/*/ExperimentRun/dcid.{name}/user_logs/std_log.txt"
+    return next((server.home / "files").glob(pattern), None)
 
 
 def one_bare() -> float:
@@ -398,10 +404,97 @@ def one_bare() -> float:
     return float(told.stdout.split()[1]) - begun
 
 
+# -- recipes ---------------------------------------------------------------------------
+
+
+def recipe(folder: Path, quick: bool) -> Iterator[Row]:
+    """Fine-tuning the stand-in for two steps: by the warm parent, and by hand."""
+    line = prepared(folder)
+    by_hand = [first_step(folder / "by-hand.txt", hand(line, folder)) for _ in range(2)]
+    with serving(folder / "home") as server:
+        _run(server, ["cold"], line)  # comes too early for the warm parent, and wakes it
+        until(lambda: warm(server), 120)
+        _run(server, ["warm-0"], line)
+        times = []
+        for number in range(1, 4 if quick else 8):
+            name = f"warm-{number}"
+            times.append(
+                first_step(lambda name=name: log_path(server, name), job(server, name, line))
+            )
+            finished(server, [name])
+    beside = (statistics.median(by_hand), "a fresh process")
+    yield Row("PUT to a recipe's first training step, warm", statistics.median(times), "s", *beside)
+
+
+def prepared(folder: Path) -> str:
+    """Import the stand-in, encode a few rows, and return the command that trains on them."""
+    rows = folder / "rows.jsonl"
+    roles = ("user", "assistant")
+    turns = [{"role": role, "content": "Where is my order?"} for role in roles]
+    rows.write_text("".join(json.dumps({"messages": turns}) + "\n" for _ in range(16)))
+    standin = package() / "catalog" / "standins" / "phi3"
+    given = [f"--{name}_file_path={rows}" for name in ("train", "validation", "test")]
+    steps = (
+        ["model_import", f"--mlflow_model_path={standin}", f"--output_dir={folder}/base"],
+        ["preprocess", f"--model_selector_output={folder}/base", f"--output_dir={folder}/data"],
+    )
+    for name, *flags in (steps[0], [*steps[1], *given]):
+        words = [str(PYTHON), "-m", f"finery.recipes.{name}", *flags]
+        subprocess.run(words, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return (
+        f"python -m finery.recipes.finetune --preprocess_output={folder}/data "
+        f"--model_selector_output={folder}/base --pytorch_model_folder=tuned "
+        "--max_steps=2 --logging_steps=1 --evaluation_strategy=disable"
+    )
+
+
+def hand(line: str, folder: Path) -> Callable[[], None]:
+    def begin() -> None:
+        place = tempfile.mkdtemp(dir=folder)
+        words = [str(PYTHON), *line.replace("=tuned", f"={place}").split()[1:]]
+        with (folder / "by-hand.txt").open("w") as log:
+            subprocess.Popen(words, stdout=log, stderr=log)
+
+    return begin
+
+
+def job(server: Server, name: str, line: str) -> Callable[[], None]:
+    return lambda: answer(server, "PUT", f"{ROOM}/jobs/{name}{VERSION}", command(line))
+
+
+def first_step(log: Path | Callable[[], Path | None], begin: Callable[[], None]) -> float:
+    """Seconds from `begin` until the log tells of the first of two steps; waits for the end."""
+    begun = time.time()
+    begin()
+    took = 0.0
+    while True:
+        path = log if isinstance(log, Path) else log()
+        text = path.read_text() if path and path.exists() else ""
+        if not took and " 1/2 " in text:
+            took = time.time() - begun
+        if "saved to" in text:
+            return took
+        if "rror" in text or time.time() - begun > 120:
+            raise SystemExit(f"the recipe did not train: {text[-2000:]}")
+        time.sleep(0.002)
+
+
+def warm(server: Server) -> bool:
+    """Say whether the warm parent has imported all and waits."""
+    for pid in tree(server.process.pid):
+        with contextlib.suppress(OSError):
+            if b"finery.engines.warm" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                before = processor_time(pid)
+                time.sleep(0.5)
+                return before > 1 and processor_time(pid) == before
+    return False
+
+
 PARTS: dict[str, Callable[[Path, bool], Iterator[Row]]] = {
     "start": start,
     "wire": wire,
     "jobs": jobs,
+    "recipe": recipe,
 }
 
 
@@ -520,6 +613,13 @@ def until(done: Callable[[], bool], seconds: float) -> None:
         if time.monotonic() > end:
             raise SystemExit(f"not within {seconds:g} s")
         time.sleep(0.01)
+
+
+def package() -> Path:
+    """Where Finery is installed; not imported, since a name here is the same."""
+    found = importlib.util.find_spec("finery")
+    assert found is not None and found.submodule_search_locations
+    return Path(found.submodule_search_locations[0])
 
 
 def finery() -> str:
