@@ -1,10 +1,10 @@
 """Operations of the official SDK that no guide calls and that answer all the same."""
 
-from __future__ import annotations
-
+# No postponed annotations: the pipeline decorator reads them.
 from pathlib import Path
 
-from azure.ai.ml import MLClient, command
+from azure.ai.ml import Input, MLClient, command
+from azure.ai.ml.dsl import pipeline
 from azure.ai.ml.entities import CommandComponent, Environment, ManagedOnlineEndpoint, Model
 
 ENVIRONMENT = "azureml://registries/azureml/environments/acft-hf-nlp-gpu/labels/latest"
@@ -20,6 +20,30 @@ def test_a_finished_job_gets_another_name_and_tags(ml: MLClient) -> None:
 
 def test_a_job_is_validated_before_it_is_sent(ml: MLClient) -> None:
     assert ml.jobs.validate(command(command="true", environment=ENVIRONMENT)).passed
+
+
+def test_a_registered_model_is_a_step_s_input_by_name_by_id_and_by_path(
+    ml: MLClient, name: str, folder: Path
+) -> None:
+    made = ml.models.create_or_update(Model(name=name, version="1", path=str(folder)))
+    step = command(
+        name=name,
+        command="ls ${{inputs.model}}",
+        environment=ENVIRONMENT,
+        inputs={"model": Input(type="custom_model")},
+    ).component
+
+    @pipeline()
+    def looks(inside):
+        step(model=Input(type="custom_model", path=f"azureml:{name}:1"))
+        step(model=Input(type="custom_model", path=made.id))
+        step(model=Input(type="custom_model", path=made.path))
+        step(model=inside)
+
+    given = looks(Input(type="custom_model", path=f"azureml:{name}:1"))
+    job = ml.jobs.create_or_update(given)
+    ml.jobs.stream(job.name)
+    assert ml.jobs.get(job.name).status == "Completed"
 
 
 def test_a_component_is_validated_and_signed_for(ml: MLClient, name: str, folder: Path) -> None:

@@ -165,15 +165,22 @@ def _step_out(workspace: Workspace, name: str, step: Step) -> dict[str, Any]:
         "componentId": references.asset_id(workspace, step.component),
         "computeId": compute_out(workspace, step.compute),
         "display_name": step.display_name or None,
-        "inputs": {
-            key: _snake(doc) for key, doc in ports.inputs_out(workspace, step.inputs).items()
-        },
+        "inputs": _step_inputs_out(workspace, step),
         "outputs": _step_outputs_out(workspace, step),
         "environment_variables": step.env,
     }
     resources = {"instance_count": step.nodes, "shm_size": step.shm_size}
     node["resources"] = {key: value for key, value in resources.items() if value}
     return {key: value for key, value in node.items() if value not in (None, {}, "")}
+
+
+def _step_inputs_out(workspace: Workspace, step: Step) -> dict[str, Any]:
+    found = {key: _snake(doc) for key, doc in ports.inputs_out(workspace, step.inputs).items()}
+    for doc in found.values():
+        if "uri" in doc:  # in a step the SDK takes the bare id only: it resolves it once more
+            bare = doc["uri"].removeprefix("azureml:")
+            doc["uri"] = bare if bare.startswith("/subscriptions/") else doc["uri"]
+    return found
 
 
 def _step_outputs_out(workspace: Workspace, step: Step) -> dict[str, Any]:
