@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -30,9 +31,9 @@ from finery.core import endpoints as core_endpoints
 from finery.core import jobs as core_jobs
 from finery.core import workspaces
 from finery.core.assets import Asset
-from finery.core.errors import Failure, Invalid, NotFound
+from finery.core.errors import Failure, Invalid, NotFound, Unavailable
 from finery.core.files import Files
-from finery.core.store import Store, sqlite_url
+from finery.core.store import FULL, Store, sqlite_url
 from finery.core.supervisor import Supervisor
 from finery.core.upkeep import Upkeep
 from finery.core.workspaces import Keys, Workspace
@@ -195,6 +196,8 @@ def _doors(house: House) -> FastAPI:
     async def failure(request: Request, exc: Exception) -> Response:
         if isinstance(exc, pages.LoginNeeded):
             return pages.to_login(request)
+        if isinstance(exc, OSError) and exc.errno in (errno.ENOSPC, errno.EDQUOT):
+            exc = Unavailable("the disk is full", target=FULL)
         for prefix, word in WORDINGS:
             if request.url.path.startswith(prefix):
                 return word(request, exc)
