@@ -33,7 +33,7 @@ def test_a_registered_model_is_a_step_s_input_by_name_by_id_and_by_path(
         inputs={"model": Input(type="custom_model")},
     ).component
 
-    @pipeline()
+    @pipeline(default_compute="serverless")
     def looks(inside):
         step(model=Input(type="custom_model", path=f"azureml:{name}:1"))
         step(model=Input(type="custom_model", path=made.id))
