@@ -9,6 +9,15 @@ from finery.core.errors import Invalid, NotFound
 from finery.core.jobs import Command, Input, Job
 
 
+def test_a_path_with_a_space_is_one_word_and_is_not_quoted_twice():
+    places = {"o": Path("/an output")}
+    given = {"d": Input(value="file:x", type="uri_file"), "n": Input(value="1 2")}
+    line = """run ${{inputs.d}} "${{inputs.d}}" '${{outputs.o}}' ${{outputs.o}} \\"${{inputs.d}} """
+    made = Command(command=line + "${{inputs.n}}", inputs=given)
+    found = launch.render(made, {"d": "/my data", "n": "1 2"}, places)
+    assert found == """run '/my data' "/my data" '/an output' '/an output' \\"'/my data' 1 2"""
+
+
 def rendered(command, values, places=None, optional=()):
     return launch.render(Command(command=command, optional=optional), values, places or {})
 

@@ -14,6 +14,7 @@ from finery.core.errors import Invalid
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 _WHOLE = re.compile(r"[0-9]{1,18}")
+_PORT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}")
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -51,6 +52,17 @@ def whole(text: str, *, target: str) -> int:
     if not _WHOLE.fullmatch(text):
         raise Invalid(f"{target} is {text[:80]!r}; it must be a whole number", target=target)
     return int(text)
+
+
+def port(text: str, *, target: str) -> str:
+    """Return `text` if it can name an input, an output or a step, else raise `Invalid`."""
+    if not _PORT.fullmatch(text):
+        raise Invalid(
+            f"{text[:80]!r} cannot name an input, output or step: letters, digits, '_', '-' and "
+            "'.', the first no '.' or '-'",
+            target=target,
+        )
+    return text
 
 
 def version(text: str, *, target: str = "version") -> str:

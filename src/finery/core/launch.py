@@ -6,10 +6,12 @@ result.  When it is done, and what follows, is `supervisor.py`.
 
 from __future__ import annotations
 
+import posixpath
 import re
 import shlex
 import shutil
 import sys
+import urllib.parse
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -107,14 +109,28 @@ def render(command: Command, values: Mapping[str, str], places: Mapping[str, Pat
     def value(match: re.Match[str]) -> str:
         kind, name = match.groups()
         if kind == "outputs" and name in places:
-            return str(places[name])
+            return _word(match, str(places[name]))
         if kind == "inputs" and name in values:
-            return values[name]
+            place = name in command.inputs and command.inputs[name].type != LITERAL
+            return _word(match, values[name]) if place else values[name]
         if kind == "inputs" and name in command.optional:
             return ""
         raise Invalid(f"the command names {kind}.{name}, which the job does not have", target=name)
 
     return _PLACE.sub(value, _OPTIONAL.sub(optional, command.command)).strip()
+
+
+def _word(match: re.Match[str], path: str) -> str:
+    """Return a path as one word of the shell, unless the command has quoted its place already."""
+    mark, escaped = "", False
+    for letter in match.string[: match.start()]:
+        if escaped:
+            escaped = False
+        elif letter == "\\" and mark != "'":
+            escaped = True
+        elif letter in "'\"" and mark in ("", letter):
+            mark = "" if mark else letter
+    return path if mark else shlex.quote(path)
 
 
 def process(
@@ -146,7 +162,10 @@ def _recipe(line: str, interpreter: Path) -> list[str] | None:
     """Return a recipe's own command as an argument vector: it needs no shell between."""
     if str(interpreter) != sys.executable or not _PLAIN.fullmatch(line):
         return None
-    words = shlex.split(line)
+    try:
+        words = shlex.split(line)
+    except ValueError:
+        return None  # a quote without its other half: the shell says so in the job's log
     if words[:2] == ["python", "-m"] and words[2:3] and words[2].startswith(_RECIPES):
         return [str(interpreter), *words[1:]]
     return None
@@ -163,7 +182,8 @@ def _input(store: Store, files: Files, place: Folder, job: Job, name: str, value
 
 def _fetched(place: Folder, name: str, address: str) -> Path:
     """Download an address beside the job, once."""
-    target = place.work.parent / f"{place.work.name}.inputs" / name / address.rsplit("/", 1)[-1]
+    file = posixpath.basename(urllib.parse.urlsplit(address).path).strip(".") or "file"
+    target = place.work.parent / f"{place.work.name}.inputs" / name / file
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f".{target.name}.part")
@@ -174,6 +194,7 @@ def _fetched(place: Folder, name: str, address: str) -> Path:
             ):
                 shutil.copyfileobj(answer, file)
         except OSError as exc:
+            part.unlink(missing_ok=True)
             raise Unavailable(f"input {name!r}: {address} cannot be fetched: {exc}") from exc
         part.rename(target)
     return target

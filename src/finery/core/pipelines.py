@@ -178,7 +178,7 @@ def _own(text: str, bound: Mapping[str, Input], default: int) -> int:
         return given.value if given else ""
 
     found = _OWN.sub(value, text).strip()
-    return int(found) if found else default
+    return ids.whole(found, target="resources") if found else default
 
 
 def _command(pipeline: Pipeline, step: Step, component: Asset, bound: dict[str, Input]) -> Command:

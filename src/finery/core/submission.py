@@ -8,11 +8,11 @@ What only a running job can know (rows of data, imports) is not asked here.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from finery.core import assets, compute, pipelines, ports, references
+from finery.core import assets, compute, ids, pipelines, ports, references
 from finery.core.assets import Asset
 from finery.core.errors import Invalid, NotFound
 from finery.core.files import Files
@@ -37,6 +37,8 @@ class _Place:
 def check(store: Store, files: Files, job: Job) -> None:
     """Raise `Invalid`, its target the field, for a job that could not work."""
     place = _Place(store, files, job.workspace)
+    _names(job.spec.inputs, "inputs")
+    _names(job.spec.outputs, "outputs")
     _compute(place, job.compute, "compute")
     for name, value in job.spec.inputs.items():
         _data(place, value, f"inputs.{name}")
@@ -71,9 +73,12 @@ def _pipeline(place: _Place, pipeline: Pipeline) -> None:
 
 def _steps(place: _Place, pipeline: Pipeline, where: str) -> None:
     components = {}
+    _names(pipeline.steps, where)
     for name, step in pipeline.steps.items():
         with _naming(f"{where}.{name}.component"):
             components[name] = assets.by_ref(place.store, step.component)
+        _names(components[name].spec["inputs"], f"{where}.{name}.inputs")
+        _names(components[name].spec["outputs"], f"{where}.{name}.outputs")
     for name, step in pipeline.steps.items():
         here = f"{where}.{name}"
         _outputs(pipeline, step, components[name], here)
@@ -143,6 +148,11 @@ def _follow(text: str, inputs: Mapping[str, Input]) -> str:
         return given.value if given else ""
 
     return _BINDING.sub(value, text)
+
+
+def _names(named: Iterable[str], target: str) -> None:
+    for name in named:
+        ids.port(name, target=target)
 
 
 def _compute(place: _Place, name: str, target: str) -> None:
