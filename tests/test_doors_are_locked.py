@@ -12,6 +12,7 @@ from finery import app
 from finery.config import Settings
 from finery.core import ids
 from finery.core.workspaces import Caller
+from finery.doors.scoring import Scoring
 
 # Asked before there is a credential: addresses, the log-in page and what it looks like.
 OPEN = {
@@ -42,10 +43,15 @@ def client(platform):
 
 
 def every_route(platform):
-    for route in (route for router in app.routers(platform.house) for route in router.routes):
+    scoring = Scoring(platform.house)
+    found = app.routers(platform.house, scoring)
+    for route in (route for router in found for route in router.routes):
         assert isinstance(route, Route), route
         for method in sorted(route.methods - {"HEAD", "OPTIONS"}):
             yield method, route.path
+    for method in ("GET", "POST", "PUT", "PATCH", "DELETE"):  # it has no routes: all is below it
+        for path in ("", "{endpoint}", "{endpoint}/", "{endpoint}/score", "{endpoint}/v1/models"):
+            yield method, f"/endpoints/{path}"
 
 
 def test_every_route_refuses_without_a_credential(platform, client):

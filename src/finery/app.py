@@ -83,7 +83,6 @@ SILENT: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False}
 # Path prefix -> who words a failure; the first that fits.
 WORDINGS: tuple[tuple[str, Callable[[Request, Exception], Response]], ...] = (
     ("/openai", openai_wire.failure),
-    ("/endpoints", scoring.failure),
     ("/blob", storage.failure),
     ("/", azureml_wire.failure),
 )
@@ -134,6 +133,7 @@ def create(settings: Settings, *, http: str, https: str) -> Platform:
         tiny=settings.models == "tiny",
     )
     mlflow = Mlflow(house, home, settings.database or None)
+    way_in = scoring.Scoring(house)
     upkeep = Upkeep(
         store,
         files,
@@ -161,7 +161,7 @@ def create(settings: Settings, *, http: str, https: str) -> Platform:
         engine=engine,
         supervisor=supervisor,
         house=house,
-        asgi=Access(_dispatch(_doors(house), mlflow)),
+        asgi=Access(_dispatch(_doors(house, way_in), mlflow=mlflow, way_in=way_in)),
     )
 
 
@@ -182,15 +182,14 @@ def _furnish(house: House) -> None:
     catalog.load(house.store, tiny=house.tiny)
 
 
-def routers(house: House) -> list[APIRouter]:
-    """Return every door's routes but MLflow's, in the order in which they are tried."""
-    way_in = scoring.router(house)
-    return [*(router(house) for router in ROUTERS), way_in, openai_chat.router(house, way_in)]
+def routers(house: House, way_in: ASGIApp) -> list[APIRouter]:
+    """Return every door's routes but MLflow's and scoring's, in the order they are tried."""
+    return [*(router(house) for router in ROUTERS), openai_chat.router(house, way_in)]
 
 
-def _doors(house: House) -> FastAPI:
+def _doors(house: House, way_in: ASGIApp) -> FastAPI:
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, telemetry=SILENT)
-    for router in routers(house):
+    for router in routers(house, way_in):
         app.router.routes.extend(router.routes)  # including it would match each request twice
 
     async def failure(request: Request, exc: Exception) -> Response:
@@ -208,12 +207,19 @@ def _doors(house: House) -> FastAPI:
     return app
 
 
-def _dispatch(others: ASGIApp, mlflow: ASGIApp) -> ASGIApp:
-    """Send /mlflow to the MLflow server as it is: mounting would hide its own path checks."""
+def _dispatch(others: ASGIApp, *, mlflow: ASGIApp, way_in: ASGIApp) -> ASGIApp:
+    """Send each request to who answers it.
+
+    /mlflow goes to the MLflow server as it is: mounting would hide its own path
+    checks.  /endpoints goes straight to scoring: looking for a route among all
+    would take longer than a small model.
+    """
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "")
-        if path == "/mlflow" or path.startswith("/mlflow/"):
+        if path.startswith("/endpoints/"):
+            await way_in(scope, receive, send)
+        elif path == "/mlflow" or path.startswith("/mlflow/"):
             await mlflow(scope, receive, send)
         else:
             await others(scope, receive, send)

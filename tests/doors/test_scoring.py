@@ -20,7 +20,6 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
-from fastapi import FastAPI
 
 from finery.core import endpoints, ids, tickets
 from finery.core import store as stores
@@ -29,8 +28,8 @@ from finery.core.compute import Capacity
 from finery.core.endpoints import Deployment, Endpoint, Serving
 from finery.core.files import Files
 from finery.core.workspaces import Caller, Keys, Workspace
-from finery.doors import scoring
 from finery.doors.http import House
+from finery.doors.scoring import Scoring
 
 MAX_BODY = 3 * 2**20
 
@@ -139,8 +138,7 @@ def house(tmp_path: Path) -> Iterator[House]:
 @pytest.fixture
 def running(house: House) -> Iterator[Running]:
     blue, green = Instance(), Instance()
-    door = FastAPI()
-    door.include_router(scoring.router(house, max_body=MAX_BODY))
+    door = Scoring(house, max_body=MAX_BODY)
     with served(door, blue, green) as (address, blue.address, green.address):
         for name, instance in (("blue", blue), ("green", green)):
             spec = Serving(code="c", script="score.py", max_concurrent_requests=8)
@@ -424,3 +422,20 @@ def test_a_mirror_that_hangs_holds_nobody_up(running: Running, until: Callable[.
     for _ in range(4):
         assert running.post(content=b"hold").status_code == 200
     until(lambda: len(running.green.asked) == 2)
+
+
+def test_other_methods_than_get_and_post_are_refused_to_those_who_may_call(running: Running):
+    shown = {"authorization": f"Bearer {running.key}"}
+    answer = running.client.put("/score", content=b"{}", headers=shown)
+    assert "GET and POST" in refused(answer, 405)
+    assert answer.headers["allow"] == "GET, POST"
+    assert running.client.put("/score", content=b"{}").status_code == 401
+
+
+def test_what_goes_wrong_in_the_door_itself_is_said_without_its_reason(running, monkeypatch):
+    def broken(*_: object) -> None:
+        raise RuntimeError("a secret of the server")
+
+    monkeypatch.setattr("finery.doors.traffic.choose", broken)
+    said = refused(running.post(), 500)
+    assert "its log says what" in said and "secret" not in said

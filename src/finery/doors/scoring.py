@@ -20,9 +20,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
-from fastapi import APIRouter, Request, Response
-from starlette.exceptions import HTTPException
-from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from finery.core import errors, ids, tickets
@@ -40,6 +37,8 @@ _AT_ONCE = 2**20  # a body up to this size is read before it is sent, and can be
 _GRACE = 0.5  # seconds that the instance has to refuse a late request itself, which it can explain
 _MIRRORED = 64  # copies under way at most
 
+_METHODS = ("GET", "POST")
+_UNKNOWN = "something went wrong on the server; its log says what"
 _CODES: dict[type[Failure], str] = {
     errors.Unauthenticated: "Unauthorized",
     errors.Forbidden: "Forbidden",
@@ -70,28 +69,11 @@ class _Call:
     headers: dict[bytes, bytes]
 
 
-def router(house: House, *, max_body: int = MAX_BODY) -> APIRouter:
-    """Return the routes of scoring; `max_body` is the most bytes of a request."""
-    routes = APIRouter()
-    door = Scoring(house, max_body=max_body)
-    routes.routes.append(Route("/endpoints/{endpoint}/{path:path}", door, methods=["GET", "POST"]))
-    return routes
-
-
-def failure(request: Request, exc: Exception) -> Response:
-    """Say what went wrong on the way, where no request came through."""
-    status, code = 500, "InternalServerError"
-    message = "something went wrong on the server; its log says what"
-    if isinstance(exc, Failure):
-        status, code, message = _told(exc)
-    elif isinstance(exc, HTTPException):
-        status, code, message = exc.status_code, "BadRequest", str(exc.detail)
-    body = orjson.dumps(_error(code, message, request.url.path))
-    return Response(body, status, media_type="application/json")
-
-
 class Scoring:
-    """The ASGI application.  For use on one event loop."""
+    """The ASGI application: everything below /endpoints/.  For use on one event loop.
+
+    `max_body` is the most bytes of a request.
+    """
 
     def __init__(self, house: House, *, max_body: int = MAX_BODY) -> None:
         self.house, self.max_body = house, max_body
@@ -116,6 +98,10 @@ class Scoring:
             await _refuse(call, 429, "TooManyRequests", f"{exc}; try again later")
         except Lost as exc:
             await _refuse(call, 503, "ServiceUnavailable", f"the instance was lost: {exc}")
+        except Exception:
+            _log.exception("request %s failed", call.id)
+            with contextlib.suppress(RuntimeError):  # the answer had begun: it breaks off
+                await _refuse(call, 500, "InternalServerError", _UNKNOWN)
 
     async def _serve(self, call: _Call) -> None:
         name = call.scope["path"].split("/", 3)[2]
@@ -123,6 +109,9 @@ class Scoring:
         self._admit(call, view)
         if view is None:
             raise errors.NotFound(f"no endpoint named {name!r}", target=name)
+        if call.scope["method"] not in _METHODS:
+            message = f"an endpoint answers to {' and '.join(_METHODS)} only"
+            return await _refuse(call, 405, "MethodNotAllowed", message)
         wanted = call.headers.get(b"azureml-model-deployment", b"").decode("latin-1")
         deployment = traffic.choose(view, wanted, self._shares[name])
         body = await self._body(call)
@@ -132,6 +121,7 @@ class Scoring:
             await _unless_gone(call.receive, self._forward(call, deployment, body))
         else:
             await self._forward(call, deployment, body)
+        return None
 
     # -- who may -----------------------------------------------------------------------
 
@@ -344,6 +334,8 @@ async def _refuse(call: _Call, status: int, code: str, message: str) -> None:
     ]
     if status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
+    if status == 405:
+        headers.append((b"allow", ", ".join(_METHODS).encode()))
     if status in (429, 503):
         headers.append((b"retry-after", b"1"))
     await call.send({"type": "http.response.start", "status": status, "headers": headers})
