@@ -142,6 +142,15 @@ def test_a_failed_command_says_its_last_line(house, engine):
     assert house.tracking.closed == {"j": "failed"}
 
 
+def test_a_reason_calls_files_of_the_server_by_their_names(house, engine):
+    house.submit()
+    house.tick()
+    said = f"error: {house.home}/files/w/blob/x/train.jsonl, line 7: no messages"
+    engine.exits("job-j", 1, said=said)
+    house.tick()
+    assert house.error() == "train.jsonl, line 7: no messages (exit status 1)"
+
+
 def test_a_silent_failure_says_its_exit_status(house, engine):
     house.submit()
     house.tick()

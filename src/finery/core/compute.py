@@ -8,6 +8,7 @@ this machine's real processors is `Capacity` and the supervisor's arithmetic.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -133,6 +134,18 @@ class Engine(Protocol):
 
     def forget(self, id: str) -> None:
         """Drop what is kept of a process that has exited.  Unknown is fine."""
+
+
+def last_words(engine: Engine, id: str, *, home: Path) -> str:
+    """Return the last line that a process wrote: where most programs say why they ended.
+
+    Files of this server are called by their names alone: where `home` is on its
+    disk says nothing to those who ask.
+    """
+    lines = engine.log(id, -4096).decode(errors="replace").splitlines()
+    said = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    said = re.sub(rf"{re.escape(str(home))}/(?:[^\s/:,;'\"]+/)*", "", said)
+    return re.sub(r"^error: ", "", said, flags=re.IGNORECASE)[:500]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -271,18 +271,12 @@ class Supervisor:
         if report.exit_code is None:
             return self._fail(job, "the process was lost: its keeper or the machine was stopped")
         if report.exit_code:
-            said = self._last_words(job)
+            said = compute.last_words(self.engine, launch.process_id(job), home=self.home)
             ended = f"exit status {report.exit_code}"
             return self._fail(job, f"{said} ({ended})" if said else f"the command ended: {ended}")
         jobs.move(self.store, job, "finalizing")
         self._wake.set()
         return None
-
-    def _last_words(self, job: Job) -> str:
-        """Return the last line of the log: where most programs say why they ended."""
-        tail = self.engine.log(launch.process_id(job), -4096).decode(errors="replace")
-        lines = [line.strip() for line in tail.splitlines() if line.strip()]
-        return lines[-1][:_LONGEST_WORDS] if lines else ""
 
     def _finish(self, job: Job) -> None:
         for name, output in job.spec.outputs.items():

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from finery.core import assets, endpoints, references
+from finery.core import assets, compute, endpoints, references
 from finery.core.assets import Asset
 from finery.core.compute import Engine, Process, Report
 from finery.core.endpoints import Deployment
@@ -344,10 +344,8 @@ class Upkeep:
         }
 
     def _why(self, deployment: Deployment, instance: int) -> str:
-        """Return the last line of an instance's log: where most programs say why they ended."""
-        tail = self.engine.log(deployment.process(instance), -4096).decode(errors="replace")
-        lines = [line.strip() for line in tail.splitlines() if line.strip()]
-        return f": {lines[-1][:500]}" if lines else ""
+        said = compute.last_words(self.engine, deployment.process(instance), home=self.home)
+        return f": {said}" if said else ""
 
 
 def _patience(deployment: Deployment) -> float:
