@@ -182,8 +182,8 @@ def _input(store: Store, files: Files, place: Folder, job: Job, name: str, value
 
 def _fetched(place: Folder, name: str, address: str) -> Path:
     """Download an address beside the job, once."""
-    file = posixpath.basename(urllib.parse.urlsplit(address).path).strip(".") or "file"
-    target = place.work.parent / f"{place.work.name}.inputs" / name / file
+    last = posixpath.basename(urllib.parse.urlsplit(address).path).strip(".") or "file"
+    target = place.work.parent / f"{place.work.name}.inputs" / name / last
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f".{target.name}.part")
