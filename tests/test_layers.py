@@ -27,14 +27,8 @@ AT_HOME = ("doors/", "catalog/")
 EXEMPT = {
     "serving/": {"finish_reason"},  # a deployment answers in OpenAI's shape itself
 }
-# Modules that are longer than 400 lines still, and may not grow past this.
-LONGER = {
-    "core/files.py": 430,
-    "core/jobs.py": 430,
-    "doors/azureml/deployments.py": 430,
-    "doors/azureml/storage.py": 430,
-    "doors/azureml/wire.py": 430,
-}
+# Past some 400 lines a second idea is looked for; past this many it has to be found.
+MOST, MOST_INSIDE = 450, 500
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "mlflow", "pandas"}
 
 
@@ -47,7 +41,7 @@ def test_the_import_rules_hold(capsys):
 
 @pytest.mark.parametrize("name", NAMED)
 def test_a_module_is_of_a_size_that_can_be_read(name):
-    most = LONGER.get(name, 500 if name.startswith(("recipes/", "serving/")) else 400)
+    most = MOST_INSIDE if name.startswith(("recipes/", "serving/")) else MOST
     assert len(NAMED[name].read_text().splitlines()) <= most, "look for the second idea in it"
 
 
