@@ -46,6 +46,7 @@ ASSETS = Table(
     Column("description", String, nullable=False),
     Column("tags", JSON, nullable=False),
     Column("properties", JSON, nullable=False),
+    Column("stage", String(255), nullable=False),
     Column("archived", Boolean, nullable=False),
     Column("anonymous", Boolean, nullable=False),
     Column("hash", String(128), nullable=False),
@@ -55,6 +56,7 @@ ASSETS = Table(
     Column("created_by", String(255), nullable=False),
     Column("extras", JSON, nullable=False),
     UniqueConstraint("scope", "kind", "name", "version"),
+    Index("assets_by_kind", "scope", "kind", "seq"),
     Index("assets_by_name", "scope", "kind", "name", "seq"),
     Index("assets_by_hash", "scope", "kind", "hash"),
     Index("assets_by_maker", "scope", "kind", "made_by"),
@@ -93,6 +95,7 @@ class Asset:
     description: str = ""
     tags: dict[str, str] = field(default_factory=dict)
     properties: dict[str, str] = field(default_factory=dict)
+    stage: str = ""  # how far a model has come: Staging, Production, or another word
     archived: bool = False
     anonymous: bool = False
     hash: str = ""
@@ -191,6 +194,7 @@ def versions(
     kind: str,
     name: str,
     *,
+    stage: str = "",
     archived: bool | None = False,
     after: str = "",
     limit: int = 100,
@@ -198,14 +202,28 @@ def versions(
     """Return the versions of a name, newest first.  Raises `NotFound` for an unknown name.
 
     `archived`: only those that are, only those that are not, or (None) both.
+    `stage`: only those of that stage, if it is given.
     """
     if find_name(store, scope, kind, name) is None:
         raise NotFound(f"no {kind} {name!r}", target=name)
     query = select(ASSETS).where(
         ASSETS.c.scope == scope, ASSETS.c.kind == kind, ASSETS.c.name == name
     )
+    if stage:
+        query = query.where(ASSETS.c.stage == stage)
     if archived is not None:
         query = query.where(ASSETS.c.archived == archived)
+    if after:
+        query = query.where(ASSETS.c.seq < ids.whole(after, target="after"))
+    rows = store.rows(query.order_by(ASSETS.c.seq.desc()).limit(limit + 1))
+    return page([_asset(row) for row in rows], limit, [str(row.seq) for row in rows])
+
+
+def every_version(
+    store: Store, scope: str, kind: str, *, after: str = "", limit: int = 1000
+) -> Page[Asset]:
+    """Return the versions of all names of a kind, archived ones too, newest first."""
+    query = select(ASSETS).where(ASSETS.c.scope == scope, ASSETS.c.kind == kind)
     if after:
         query = query.where(ASSETS.c.seq < ids.whole(after, target="after"))
     rows = store.rows(query.order_by(ASSETS.c.seq.desc()).limit(limit + 1))
@@ -243,11 +261,12 @@ def find_name(store: Store, scope: str, kind: str, name: str) -> Name | None:
 
 
 def update(store: Store, asset: Asset) -> Asset:
-    """Write down the texts, tags, properties, archive mark and extras of a version."""
+    """Write down the texts, tags, properties, stage, archive mark and extras of a version."""
     changed = {
         "description": asset.description,
         "tags": asset.tags,
         "properties": asset.properties,
+        "stage": asset.stage,
         "archived": asset.archived,
         "extras": asset.extras,
         "modified_at": asset.modified_at,
@@ -317,6 +336,7 @@ def _again(store: Store, old: Asset, new: Asset) -> Asset:
             description=new.description,
             tags=new.tags,
             properties={**old.properties, **new.properties},
+            stage=new.stage or old.stage,
             archived=new.archived,
             modified_at=new.modified_at,
         ),

@@ -166,13 +166,12 @@ def versions_page(
         where if isinstance(where, str) else where.id,
         kind,
         name,
+        stage=request.query_params.get("stage", ""),
         archived=wire.archived(request),
         after=wire.after(request),
         limit=wire.limit(request),
     )
-    stage = request.query_params.get("stage")
-    shown = [asset for asset in found.items if not stage or asset.extras.get("stage") == stage]
-    items = [versions.version_out(house, workspace, asset) for asset in shown]
+    items = [versions.version_out(house, workspace, asset) for asset in found.items]
     return wire.listed(request, items, after=found.next)
 
 

@@ -122,7 +122,7 @@ def _port_in(said: Any, where: str) -> Spec:
         "enum": [_value(item, kind) for item in _listed(port.get("enum"), where)],
         "min": _number(port.get("min"), where),
         "max": _number(port.get("max"), where),
-        "mode": mode_in(port.get("mode"), where),
+        "mode": ports.not_direct(mode_in(port.get("mode"), where), where),
     }
 
 
@@ -186,7 +186,8 @@ def input_in(given: Any, *, ref: Reader, where: str) -> Spec:
         return {"value": core_ports.text(given), "type": "literal", "mode": ""}
     doc = ports.camels(given, where)
     wire.refuse_unknown(doc, ("jobInputType", "value", "uri", "mode", "description"), where)
-    kind, mode = str(doc.get("jobInputType") or "literal"), mode_in(doc.get("mode"), where)
+    kind = str(doc.get("jobInputType") or "literal")
+    mode = ports.not_direct(mode_in(doc.get("mode"), where), where)
     if kind.lower() == "literal":
         return {"value": core_ports.text(doc.get("value", "")), "type": "literal", "mode": mode}
     kind = _type(kind, where, ports.PLACES)

@@ -58,7 +58,7 @@ def _input_in(
     text = doc.get("uri") or doc.get("path") or doc.get("value")
     if text is None:
         return None
-    mode = _mode_in(doc.get("mode"), field)
+    mode = not_direct(_mode_in(doc.get("mode"), field), field)
     text = core_ports.text(text)
     if references.is_binding(text):
         return Input(value=text, mode=mode)
@@ -165,6 +165,17 @@ def _mode_in(said: Any, field: str) -> str:
     if short.startswith("eval"):
         raise NotSupported(f"{field}: the mode {text!r} is not supported here", target=field)
     return wire.word(MODES, text, field=f"{field}.mode")
+
+
+def not_direct(mode: str, field: str) -> str:
+    """Return an input's mode.  Raises `NotSupported` for the one that gives no path."""
+    if mode == "direct":
+        raise NotSupported(
+            f"{field}.mode: 'direct' is not supported here: a job gets its inputs as paths, not "
+            "as addresses; use ro_mount or download",
+            target=f"{field}.mode",
+        )
+    return mode
 
 
 def camel(name: str) -> str:

@@ -118,14 +118,15 @@ def _model_in(place: Place, asset: Asset, given: Mapping[str, Any]) -> Asset:
         raise NotSupported(f"models of type {kind!r} are not supported here", target="modelType")
     text = str(given.get("modelUri") or "")
     location = _location(place, text, "modelUri")
-    extras = wire.keep(given, ("stage", "systemMetadata"))
+    extras = wire.keep(given, ("systemMetadata",))
     if text.startswith("azureml://jobs/"):
         extras["jobName"] = text.split("/")[3]
     if kind == "mlflow_model":
         extras["flavors"] = _flavors(place, location)
     elif given.get("flavors"):
         extras["flavors"] = given["flavors"]
-    return _with(asset, type=kind, location=location, extras=extras)
+    stage = wire.text(given.get("stage"), "stage")
+    return _with(asset, type=kind, location=location, stage=stage, extras=extras)
 
 
 def _model_out(house: House, workspace: Workspace | None, asset: Asset) -> dict[str, Any]:
@@ -133,7 +134,7 @@ def _model_out(house: House, workspace: Workspace | None, asset: Asset) -> dict[
         "modelType": asset.type,
         "modelUri": _uri(house, workspace, asset),
         "flavors": asset.extras.get("flavors", {}),
-        "stage": asset.extras.get("stage"),
+        "stage": asset.stage or None,
         "jobName": asset.extras.get("jobName") or asset.made_by or None,
         "systemMetadata": asset.extras.get("systemMetadata"),
     }

@@ -29,7 +29,7 @@ from finery.core.assets import Asset, Name
 from finery.doors.http import House
 from finery.doors.mlflow.tracking import run_id as run_of
 
-OURS = "mlflow"  # the part of `extras` that is this door's: stage, aliases, run, link
+OURS = "mlflow"  # the part of `extras` that is this door's: aliases, run, link
 
 _SCHEME = "mlflow-artifacts"
 _CODES = {
@@ -107,15 +107,13 @@ def source_in(
 
 
 def stage(asset: Asset) -> str:
-    kept = asset.extras.get(OURS, {}).get("stage", "None")
-    return "Archived" if asset.archived else str(kept)
+    return "Archived" if asset.archived else asset.stage or "None"
 
 
 def staged(asset: Asset, stage: str) -> Asset:
-    """Archived is the asset's own mark, so that every door sees it; the others are ours alone."""
+    """Archived is a mark of its own; the other stages are one field, whichever door asks."""
     archived = stage == "Archived"
-    ours = {**asset.extras.get(OURS, {}), "stage": "None" if archived else stage}
-    return replace(asset, archived=archived, extras={**asset.extras, OURS: ours})
+    return replace(asset, archived=archived, stage="" if stage in ("Archived", "None") else stage)
 
 
 def aliases(name: Name) -> dict[str, str]:

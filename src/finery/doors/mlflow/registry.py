@@ -253,11 +253,10 @@ class Registry(SqlAlchemyStore):  # type: ignore[misc]  # MLflow's classes are u
             return super().search_model_versions(filter_string, max_results, order_by, page_token)
         limit = _limit(max_results, _MOST_VERSIONS)
         found = []
-        for name in self._names_in(filter_string):
-            for asset in self._versions(name.name):
-                version = self._version_out(asset, name)
-                version._version = Version(asset.version)
-                found.append(version)
+        for asset, name in self._versions_in(filter_string):
+            version = self._version_out(asset, name)
+            version._version = Version(asset.version)
+            found.append(version)
         found = SearchModelVersionUtils.filter(found, filter_string)
         return _page(SearchModelVersionUtils.sort(found, order_by or _NEWEST), limit, page_token)
 
@@ -293,14 +292,21 @@ class Registry(SqlAlchemyStore):  # type: ignore[misc]  # MLflow's classes are u
             yield from page.items
             after = page.next
 
-    def _names_in(self, filter_string: str | None) -> Iterator[Name]:
-        """Return the names that a filter can match: the one it names, where it names one."""
+    def _versions_in(self, filter_string: str | None) -> Iterator[tuple[Asset, Name]]:
+        """Return what a filter can match: versions of the name that it has, or every version."""
         for clause in SearchModelVersionUtils.parse_search_filter(filter_string):
             if (clause["key"], clause["comparator"], clause["type"]) == ("name", "=", "attribute"):
-                found = self._find_name(clause["value"])
-                yield from () if found is None else (found,)
+                if (found := self._find_name(clause["value"])) is not None:
+                    yield from ((asset, found) for asset in self._versions(found.name))
                 return
-        yield from self._names()
+        names = {name.name: name for name in self._names()}
+        after: str | None = ""
+        while after is not None:
+            page = assets.every_version(self._assets, self._workspace(), "model", after=after)
+            for asset in page.items:
+                if asset.name in names and not asset.anonymous:
+                    yield asset, names[asset.name]
+            after = page.next
 
     def _versions(self, name: str) -> Iterator[Asset]:
         after: str | None = ""

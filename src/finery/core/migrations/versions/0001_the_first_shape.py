@@ -39,6 +39,7 @@ def upgrade() -> None:
         sa.Column("description", sa.String(), nullable=False),
         sa.Column("tags", sa.JSON(), nullable=False),
         sa.Column("properties", sa.JSON(), nullable=False),
+        sa.Column("stage", sa.String(length=255), nullable=False),
         sa.Column("archived", sa.Boolean(), nullable=False),
         sa.Column("anonymous", sa.Boolean(), nullable=False),
         sa.Column("hash", sa.String(length=128), nullable=False),
@@ -53,6 +54,7 @@ def upgrade() -> None:
     with op.batch_alter_table("assets", schema=None) as batch_op:
         batch_op.create_index("assets_by_hash", ["scope", "kind", "hash"], unique=False)
         batch_op.create_index("assets_by_maker", ["scope", "kind", "made_by"], unique=False)
+        batch_op.create_index("assets_by_kind", ["scope", "kind", "seq"], unique=False)
         batch_op.create_index("assets_by_name", ["scope", "kind", "name", "seq"], unique=False)
 
     op.create_table(
@@ -235,6 +237,7 @@ def downgrade() -> None:
     op.drop_table("deployments")
     with op.batch_alter_table("assets", schema=None) as batch_op:
         batch_op.drop_index("assets_by_name")
+        batch_op.drop_index("assets_by_kind")
         batch_op.drop_index("assets_by_maker")
         batch_op.drop_index("assets_by_hash")
 
