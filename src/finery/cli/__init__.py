@@ -32,6 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as exc:  # a full disk, a home that may not be written
+        print(f"finery: {exc.strerror or exc}: {exc.filename or 'the home'}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
 

@@ -92,10 +92,12 @@ def job_logs(args: argparse.Namespace) -> None:
 
     store, workspace, files = _open(args)
     job = jobs.get(store, args.name)
-    for child in jobs.children(store, job.name) or [job]:
-        if child is not job:
-            print(f"==> {child.display_name} ({child.status}) <==")
-        _print_log(args, store, files, child.name)
+    children = jobs.children(store, job.name)
+    for child in children:
+        print(f"==> {child.display_name} ({child.status}) <==")
+        job_logs(argparse.Namespace(**{**vars(args), "name": child.name}))
+    if not children:
+        _print_log(args, store, files, job.name)
 
 
 def job_cancel(args: argparse.Namespace) -> None:
@@ -141,13 +143,15 @@ def model_import(args: argparse.Namespace) -> None:
     folder = args.folder.resolve()
     if not folder.is_dir():
         raise Refused(f"{folder} is no folder")
-    if not any(folder.rglob("config.json")) and not (folder / "MLmodel").exists():
-        raise Refused(f"{folder} holds no model: neither config.json nor MLmodel is in it")
+    _check_model(folder)
+    ids.name(args.name)
     path = f"imported/{ids.new()}/{folder.name}"
     target = files.path(workspace, "workspaceblobstore", path)
-    part = target.with_name(f".{target.name}.part")
-    shutil.copytree(folder, part)
-    part.rename(target)
+    try:
+        shutil.copytree(folder, target)
+    except (OSError, shutil.Error) as exc:
+        shutil.rmtree(target.parent, ignore_errors=True)
+        raise Refused(f"{folder} cannot be copied into the home: {exc}") from exc
     type = "mlflow_model" if (folder / "MLmodel").exists() else "custom_model"
     location = f"file:workspaceblobstore/{path}"
     model = assets.create(
@@ -155,6 +159,20 @@ def model_import(args: argparse.Namespace) -> None:
         Asset(scope=workspace, kind="model", name=args.name, type=type, location=location),
     )
     _table(args, [{"name": model.name, "version": model.version}], ("name", "version"))
+
+
+def _check_model(folder: Path) -> None:
+    """Raise `Refused` for a folder without a model, or a model of ours without weights."""
+    from finery import checkpoint
+
+    ours = any(folder.rglob("config.json"))
+    if not ours and not (folder / "MLmodel").exists():
+        raise Refused(f"{folder} holds no model: neither config.json nor MLmodel is in it")
+    try:
+        if ours:
+            checkpoint.check(folder)
+    except checkpoint.NoModel as exc:
+        raise Refused(str(exc)) from exc
 
 
 def endpoint_list(args: argparse.Namespace) -> None:

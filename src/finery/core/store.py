@@ -31,7 +31,7 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.types import TypeDecorator
 
 from finery.core.errors import Invalid, Unavailable
@@ -159,7 +159,13 @@ class Store:
 
     def migrate(self) -> None:
         """Bring the database to this version's shape, or refuse one that is newer."""
-        found = self._revision()
+        try:
+            found = self._revision()
+        except DatabaseError as exc:
+            if isinstance(exc, OperationalError):
+                raise
+            place = self.url.render_as_string()
+            raise Invalid(f"{place} cannot be read: {exc.orig}", target="home") from exc
         if found == HEAD:
             return
         from finery.core import (
