@@ -79,3 +79,27 @@ def test_another_workspace_sees_nothing(store):
 def test_a_version_that_cannot_be_one_is_refused(store, version):
     with pytest.raises(Invalid):
         assets.create(store, model(version=version))
+
+
+def test_a_stage_is_kept_and_is_a_way_to_choose(store):
+    staged = assets.create(store, model(version="1", stage="Staging"))
+    assets.create(store, model(version="2"))
+    assert assets.get(store, "w", "model", "m", "1").stage == "Staging"
+    assert [one.version for one in assets.versions(store, "w", "model", "m").items] == ["2", "1"]
+    chosen = assets.versions(store, "w", "model", "m", stage="Staging", limit=1)
+    assert ([one.version for one in chosen.items], chosen.next) == (["1"], None)
+    assert assets.create(store, model(version="1")).stage == "Staging", "not said is not changed"
+    assets.update(store, replace(staged, stage=""))
+    assert assets.get(store, "w", "model", "m", "1").stage == ""
+
+
+def test_every_version_of_a_kind_is_listed_newest_first_in_pages(store):
+    for name, version in (("a", "1"), ("b", "1"), ("a", "2")):
+        assets.create(store, model(name=name, version=version, archived=name == "b"))
+    assets.create(store, Asset(scope="w", kind="data", name="other", location="file:s/a"))
+    assets.create(store, Asset(scope="x", kind="model", name="other", location="file:s/a"))
+    first = assets.every_version(store, "w", "model", limit=2)
+    rest = assets.every_version(store, "w", "model", after=first.next, limit=2)
+    found = [(one.name, one.version) for one in (*first.items, *rest.items)]
+    assert found == [("a", "2"), ("b", "1"), ("a", "1")]
+    assert rest.next is None

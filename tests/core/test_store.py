@@ -49,6 +49,7 @@ ASKED = {
     "workspaces": lambda store: workspaces.list(store, subscription="s"),
     "names of assets": lambda store: assets.names(store, "w", "model"),
     "versions of an asset": _versions,
+    "all versions of a kind": lambda store: assets.every_version(store, "w", "model", after="9"),
     "an asset": lambda store: assets.find(store, "w", "model", "n", "1"),
     "an asset by its hash": lambda store: assets.by_hash(store, "w", "model", "h"),
     "computes": lambda store: compute.list(store, "w"),

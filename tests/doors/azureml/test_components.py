@@ -141,6 +141,7 @@ def test_a_limit_is_seconds_or_a_duration(timeout, seconds):
         ({"limits": {"timeout": "soon"}}, Invalid, "soon"),
         ({"limits": {"retries": 2}}, NotSupported, "retries"),
         ({"inputs": {"x": {"type": "datetime"}}}, NotSupported, "inputs.x"),
+        ({"inputs": {"x": {"type": "uri_file", "mode": "direct"}}}, NotSupported, "inputs.x.mode"),
         ({"inputs": {"x": {"type": "string", "pattern": "a*"}}}, NotSupported, "pattern"),
         ({"inputs": {"x": {"type": "integer", "min": "low"}}}, Invalid, "low"),
         ({"outputs": {"o": {"type": "string"}}}, NotSupported, "outputs.o"),

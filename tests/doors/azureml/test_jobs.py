@@ -291,6 +291,7 @@ def test_steps_that_wait_for_one_another_are_refused(put: Put):
         (COMMAND, "secretsConfiguration", {"a": {}}, "secretsConfiguration"),
         (COMMAND, "computeId", "local", "local"),
         (COMMAND, "inputs__data__mode", "EvalMount", "EvalMount"),
+        (COMMAND, "inputs__data__mode", "Direct", "inputs.data.mode"),
         (COMMAND, "distribution", {"distributionType": "Ray"}, "Ray"),
         (COMMAND, "services", {"shell": {"jobServiceType": "SSH"}}, "SSH"),
         (PIPELINE, "settings__on_finalize", "second", "on_finalize"),

@@ -10,10 +10,12 @@ import threading
 from dataclasses import replace
 
 import pytest
+from sqlalchemy import event
 
 from finery.core import assets, jobs
 from finery.core.assets import Asset, Name
 from finery.core.jobs import Output
+from finery.doors.azureml import versions as azureml_versions
 
 API = "/mlflow/api/2.0/mlflow"
 
@@ -200,6 +202,41 @@ def test_stages_are_kept_and_archived_is_archived_for_every_door(door) -> None:
     assert latest() == {"Production": "2", "None": "1"}
     body = {"name": "in-stages", "version": "1", "stage": "Somewhere"}
     assert client.post(f"{API}/model-versions/transition-stage", json=body).status_code == 400
+
+
+def test_a_stage_is_the_same_whichever_door_set_it(door) -> None:
+    _ours(door, "staged-there", stage="Staging")
+    [found] = _search(door, "name = 'staged-there'")["model_versions"]
+    assert found["current_stage"] == "Staging"
+    for stage, kept in (("Production", "Production"), ("None", "")):
+        body = {"name": "staged-there", "version": "1", "stage": stage}
+        assert door.client().post(f"{API}/model-versions/transition-stage", json=body).is_success
+        asset = assets.get(door.house.store, door.workspace.id, "model", "staged-there", "1")
+        assert asset.stage == kept
+        shown = azureml_versions.version_out(door.house, door.workspace, asset)["properties"]
+        assert shown["stage"] == (kept or None)
+
+
+def test_a_search_for_no_name_asks_no_more_questions_for_more_names(door) -> None:
+    asked: list[str] = []
+
+    def count(connection, cursor, statement, *rest: object) -> None:
+        asked.append(statement)
+
+    _ours(door, "counted-0")
+    event.listen(door.house.store._engine, "before_cursor_execute", count)
+    try:
+        _search(door, max_results=1000)
+        few = len(asked)
+        asked.clear()
+        for number in range(1, 20):
+            _ours(door, f"counted-{number}")
+        asked.clear()
+        found = {version["name"] for version in _search(door, max_results=1000)["model_versions"]}
+        assert {f"counted-{number}" for number in range(20)} <= found
+        assert len(asked) <= few
+    finally:
+        event.remove(door.house.store._engine, "before_cursor_execute", count)
 
 
 def test_deleting_deletes_for_every_door_and_renaming_is_refused(door) -> None:
