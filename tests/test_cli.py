@@ -144,6 +144,12 @@ def test_an_imported_model_is_registered_with_its_files(server, tmp_path):
     folder.mkdir()
     assert finery("model", "import", folder, "--name", "m", "--home", server.home).returncode == 1
     (folder / "config.json").write_text("{}")
+    done = finery("model", "import", folder, "--name", "m", "--home", server.home)
+    assert done.returncode == 1 and "there are no weights" in done.stderr
+    (folder / "model.safetensors").touch()
+    done = finery("model", "import", folder, "--name", "../m", "--home", server.home)
+    assert done.returncode == 1 and "cannot be a name" in done.stderr
+    assert not [*server.home.glob("files/*/*/imported/*")]
     done = finery("model", "import", folder, "--name", "m", "--home", server.home, "--json")
     assert json.loads(done.stdout) == [{"name": "m", "version": "1"}]
 
