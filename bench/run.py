@@ -95,9 +95,11 @@ def main() -> int:
         if wanted and part.name not in wanted:
             continue
         print(f"\n{part.name}", flush=True)
+        started = time.monotonic()
         rows, error = run(part, quick=given.quick)
         for row in rows:
             print(line(row), flush=True)
+        print(f"({time.monotonic() - started:.0f} s)", flush=True)
         told.append((part, rows))
         if error:
             failed.append(part.name)
@@ -179,9 +181,10 @@ def sft(text: str) -> Iterator[Row]:
 
 def storage(text: str) -> Iterator[Row]:
     for said in text.splitlines():
-        found = re.match(r"(.+?) {2,}([\d.]+) (MB\S*)", said)
+        found = re.match(r"(.+?) {2,}([\d.]+) (MB/s|MB per second|MB)", said)
         if found:
-            yield Row(f"blobs: {found[1]}", float(found[2]), found[3])
+            unit = "MB/CPU-s" if "per second" in found[3] else found[3]
+            yield Row(f"blobs: {found[1]}", float(found[2]), unit)
 
 
 PARTS = (

@@ -19,6 +19,7 @@ from typing import IO
 
 import orjson
 import uvicorn
+import uvloop
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.telemetry import TelemetryConfig
@@ -242,7 +243,8 @@ def serve(settings: Settings, *, ready: Callable[[Platform], None]) -> str:
             signed = certificates.ensure(settings.home / "tls", settings.host)
             platform = create(settings, http=http, https=https)
             try:
-                asyncio.run(_serve(platform, plain, tls, signed, ready))
+                with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                    runner.run(_serve(platform, plain, tls, signed, ready))
                 return _left(platform)
             finally:
                 platform.close()

@@ -34,7 +34,7 @@ _BUSY_PAUSE = 0.05  # seconds between looks while something runs
 _IDLE_PAUSE = 1.0
 _LONGEST_WORDS = 2000  # of a last line: it may hold a long path, and what is wrong comes after
 _MEMORY_SHARE = 0.9  # of the machine's memory: a job that takes more is ended, not the machine
-_HEADS = 64  # jobs of a queue that are looked at in a tick
+_HEADS = 8  # jobs of a queue that are looked at in a tick
 
 
 class Tracking(Protocol):

@@ -60,16 +60,23 @@ class Tracking:
         if not job.final:
             return
         inner = self._load()
-        self._run(inner, job, self._experiment(inner.runs, job, self._experiment_name(job)))
+        if not self._end(inner, job):  # it was never opened
+            self._run(inner, job, self._experiment(inner.runs, job, self._experiment_name(job)))
+            self._end(inner, job)
+
+    def _end(self, inner: Embedded, job: Job) -> bool:
         models = importlib.import_module("mlflow.store.tracking.dbmodels.models")
         with inner.runs.ManagedSessionMaker(read_only=False) as session:
             run = session.get(models.SqlRun, run_id(job.name, short=not _unlimited(inner)))
+            if run is None:
+                return False
             run.status = _STATUS[job.status]
             run.end_time = _milliseconds(job.ended_at or ids.now())
             logged = {param.key for param in run.params}
             for key, value in _literals(job).items():
                 if key not in logged:
                     run.params.append(models.SqlParam(key=key, value=value))
+        return True
 
     def page(self, inner: Embedded, job: str) -> str:
         """Return where MLflow's own pages show a job's run.  Raises `NotFound`."""
