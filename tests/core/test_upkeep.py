@@ -14,7 +14,8 @@ from finery.core import assets, endpoints
 from finery.core.assets import Asset
 from finery.core.compute import Capacity, Report
 from finery.core.endpoints import Deployment, Endpoint, Probe, Serving
-from finery.core.errors import Conflict
+from finery.core.errors import Conflict, Unavailable
+from finery.core.store import FULL
 from finery.core.upkeep import Upkeep
 from finery.core.workspaces import Keys
 
@@ -187,6 +188,22 @@ def test_a_full_disk_fails_the_deployment_and_leaves_the_others_alone(house, eng
     house.tick()
     assert house.blue.error["message"] == "No space left on device: /home"
     assert [*engine.started] == [green.process(0)]
+
+
+def test_a_database_that_is_full_delays_a_deployment_and_fails_none(house, engine, monkeypatch):
+    blue = house.deploy()
+    house.tick()
+    engine.answers(blue.process(0))
+
+    def full(*_, **__):
+        raise Unavailable("the disk is full", target=FULL)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(endpoints, "move", full)
+        assert house.upkeep.tick() is False
+    assert (house.blue.status, engine.alive) == ("creating", [blue.process(0)])
+    house.tick()
+    assert house.blue.status == "ready"
 
 
 def test_what_was_asked_anew_while_it_came_up_is_what_comes_up(house, engine):

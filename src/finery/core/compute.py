@@ -145,7 +145,7 @@ def last_words(engine: Engine, id: str, *, home: Path) -> str:
     lines = engine.log(id, -4096).decode(errors="replace").splitlines()
     said = next((line.strip() for line in reversed(lines) if line.strip()), "")
     said = re.sub(rf"{re.escape(str(home))}/(?:[^\s/:,;'\"]+/)*", "", said)
-    return re.sub(r"^error: ", "", said, flags=re.IGNORECASE)[:500]
+    return re.sub(r"^error: ", "", said, flags=re.IGNORECASE)[:_LONGEST_WORDS]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +168,10 @@ class Target:
 
 
 _MOST_INSTANCES = 100_000
+_LONGEST_WORDS = 2000  # of a last line: it may hold a long path, and what is wrong comes after
+_ONE = select(TARGETS).where(  # asked most: made once
+    TARGETS.c.workspace == bindparam("workspace"), TARGETS.c.name == bindparam("name")
+)
 
 
 def create(store: Store, target: Target) -> Target:
@@ -199,7 +203,7 @@ def get(store: Store, workspace: str, name: str) -> Target:
 
 
 def find(store: Store, workspace: str, name: str) -> Target | None:
-    row = store.row(select(TARGETS).where(_is(workspace, name)))
+    row = store.row(_ONE, workspace=workspace, name=name)
     return _target(row) if row else None
 
 

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 _BUSY_PAUSE = 0.05  # seconds between looks while something runs
 _IDLE_PAUSE = 1.0
-_LONGEST_WORDS = 2000  # of a last line: it may hold a long path, and what is wrong comes after
+_REST = 0.02  # at most, after a tick that was asked for
 _MEMORY_SHARE = 0.9  # of the machine's memory: a job that takes more is ended, not the machine
 _HEADS = 8  # jobs of a queue that are looked at in a tick
 
@@ -81,8 +81,8 @@ class Supervisor:
             except Exception:  # the database may be locked or full: look again, never give up
                 logger.exception("a tick failed")
                 busy = False
-            # However often it is woken, it leaves half of the time to those who ask.
-            self._over.wait(time.monotonic() - begun)
+            # However often it is woken, it leaves most of the time to those who wake it.
+            self._over.wait(min(4 * (time.monotonic() - begun), _REST))
             self._wake.wait(_BUSY_PAUSE if busy else _IDLE_PAUSE)
             self._wake.clear()
 

@@ -24,7 +24,7 @@ from finery.core.compute import Engine, Process, Report
 from finery.core.endpoints import Deployment
 from finery.core.errors import Conflict, Failure
 from finery.core.files import Files
-from finery.core.store import Store
+from finery.core.store import FULL, Store
 from finery.core.workspaces import Keys
 
 logger = logging.getLogger(__name__)
@@ -75,8 +75,9 @@ class Upkeep:
                 self._tried(deployment)
             except Conflict:
                 pass  # someone changed it since we looked; the next tick looks again
-            except Exception:  # what went wrong could not be written down: tried again
-                logger.exception("deployment %s: a step failed", deployment.name)
+            except Exception as exc:  # what went wrong could not be written down: tried again
+                logger.warning("deployment %s waits: %s", deployment.name, exc)
+                continue  # not busy: it would only fail at once again
             busy = busy or deployment.status not in ("ready", "failed")
         return busy
 
@@ -86,6 +87,8 @@ class Upkeep:
         except Conflict:
             raise
         except Failure as exc:
+            if exc.target == FULL:
+                raise  # no fault of the deployment's
             self._fail(deployment, str(exc))
         except OSError as exc:  # a full disk, most likely
             logger.exception("deployment %s: a step failed", deployment.name)
