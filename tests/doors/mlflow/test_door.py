@@ -135,7 +135,7 @@ def test_first_requests_at_the_same_time_load_the_server_once(door, tmp_path, mo
     loads: list[str] = []
     entered = threading.Event()
 
-    def load(url: str, files: object, stores: object) -> str:
+    def load(url: str, files: object, stores: object, *, broken: object) -> str:
         loads.append(url)
         entered.wait(1)
         return "loaded"
@@ -155,7 +155,7 @@ def test_first_requests_at_the_same_time_load_the_server_once(door, tmp_path, mo
 def test_a_server_that_cannot_be_loaded_says_so_and_is_tried_again(
     door, tmp_path, monkeypatch
 ) -> None:
-    def fail(url: str, files: object, stores: object) -> None:
+    def fail(url: str, files: object, stores: object, *, broken: object) -> None:
         raise OSError("no space left on device")
 
     monkeypatch.setattr("finery.doors.mlflow.embedded.load", fail)

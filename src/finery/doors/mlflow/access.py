@@ -83,13 +83,20 @@ def check_place(method: str, headers: Headers, *, hosts: Iterable[str], cookie: 
     """
     host = headers.get(b"host", b"").decode("latin-1")
     own = _LOOPBACK | set(hosts)
-    if own == _LOOPBACK and urlsplit(f"//{host}").hostname not in own:
+    if own == _LOOPBACK and _host(f"//{host}") not in own:
         raise errors.Forbidden(f"the host name {host[:80]!r} is not one of this server's")
     origin = headers.get(b"origin", b"").decode("latin-1")
     if method not in _CHANGES or (not origin and not cookie):
         return
-    if urlsplit(origin).netloc != host:
+    if _host(origin) is None or urlsplit(origin).netloc != host:
         raise errors.Forbidden("cross-origin requests are not taken: use this server's own pages")
+
+
+def _host(address: str) -> str | None:
+    try:
+        return urlsplit(address).hostname
+    except ValueError:  # half a pair of brackets
+        return None
 
 
 def check_route(path: str, caller: Caller) -> None:

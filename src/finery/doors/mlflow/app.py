@@ -23,7 +23,7 @@ from urllib.parse import quote, urlsplit
 from finery.core import errors, workspaces
 from finery.doors import http
 from finery.doors.http import House
-from finery.doors.mlflow import access, embedded, metrics
+from finery.doors.mlflow import access, bodies, embedded, metrics
 from finery.doors.mlflow.embedded import PREFIX, Embedded, Receive, Send
 from finery.doors.mlflow.tracking import Tracking
 
@@ -34,6 +34,7 @@ _CODES = {
     403: "PERMISSION_DENIED",
     404: "ENDPOINT_NOT_FOUND",
     400: "INVALID_PARAMETER_VALUE",
+    413: "INVALID_PARAMETER_VALUE",
     503: "TEMPORARILY_UNAVAILABLE",
 }
 
@@ -71,7 +72,7 @@ class Mlflow:
             if self._embedded is None:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 root = self._house.files.root.resolve()
-                self._embedded = embedded.load(self._url, root, self._stores)
+                self._embedded = embedded.load(self._url, root, self._stores, broken=bodies.broken)
             return self._embedded
 
     def default_workspace(self) -> str:
@@ -120,12 +121,15 @@ class Mlflow:
             return
         access.check_route(path, caller)
         inner = await self._ready()
+        artifact = access.ARTIFACTS.fullmatch(path)
+        if artifact is None:
+            receive = await bodies.checked(method, path, headers, receive)
         answered, receive = await metrics.answer(inner, method, path, receive, send)
         if answered:
             return
-        if (found := access.ARTIFACTS.fullmatch(path)) is not None:
+        if artifact is not None:
             query = scope["query_string"]
-            access.check_artifact(self._house.files, caller, method, found["path"] or "", query)
+            access.check_artifact(self._house.files, caller, method, artifact["path"] or "", query)
         self._workspace.set(caller.workspace)
         await inner.app(_scope(scope, path), receive, send)
 

@@ -45,12 +45,18 @@ class Embedded:
     engine: Any  # the SQLAlchemy engine under it
 
 
-def load(url: str, files: Path, stores: Callable[[str], tuple[Any, Any]]) -> Embedded:
+def load(
+    url: str,
+    files: Path,
+    stores: Callable[[str], tuple[Any, Any]],
+    *,
+    broken: Callable[[Exception], tuple[int, dict[str, str]]],
+) -> Embedded:
     """Load the server, with its data at the database `url` and its artifacts below `files`.
 
     `stores` makes the run store and the model registry for the url.  MLflow
     keeps them in module globals, so one process serves one home at a time:
-    the one that was loaded last.
+    the one that was loaded last.  `broken` words what MLflow does not catch.
     """
     with _turn:
         os.environ.update(_SETTINGS)
@@ -58,6 +64,7 @@ def load(url: str, files: Path, stores: Callable[[str], tuple[Any, Any]]) -> Emb
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # its use of a deprecated WSGI adapter is its own
             served: Any = importlib.import_module("mlflow.server.fastapi_app")
+        _word_crashes(importlib.import_module("mlflow.server").app, broken)
         handlers: Any = importlib.import_module("mlflow.server.handlers")
         tracking: Any = importlib.import_module("mlflow.store.tracking.sqlalchemy_store")
         registered: Any = importlib.import_module("mlflow.store.model_registry.sqlalchemy_store")
@@ -70,6 +77,21 @@ def load(url: str, files: Path, stores: Callable[[str], tuple[Any, Any]]) -> Emb
         handlers._model_registry_store = registry
         handlers._artifact_repo = None  # made anew from the destination above
         return Embedded(app=served.app, runs=runs, engine=engine)
+
+
+def _word_crashes(flask: Any, broken: Callable[[Exception], tuple[int, dict[str, str]]]) -> None:
+    """Answer in MLflow's words where it would show a page of HTML.  Once in a process."""
+    if flask.error_handler_spec[None][None]:
+        return
+    exceptions = importlib.import_module("werkzeug.exceptions")
+
+    def crashed(exc: Exception) -> Any:
+        if isinstance(exc, exceptions.HTTPException):
+            return exc
+        status, said = broken(exc)
+        return said, status
+
+    flask.register_error_handler(Exception, crashed)
 
 
 def _apart(url: str) -> str:
