@@ -31,8 +31,8 @@ async def checked(method: str, path: str, headers: dict[bytes, bytes], receive: 
     if method not in _CHANGES:
         return receive
     body = await _whole(receive)
-    kind = headers.get(b"content-type", b"application/json").lower()
-    if body.strip() and path.startswith(("/api/", "/ajax-api/")) and b"json" in kind:
+    kind = headers.get(b"content-type", b"application/json" if body else b"").lower()
+    if path.startswith(("/api/", "/ajax-api/")) and b"json" in kind:
         try:
             found = orjson.loads(body)
         except ValueError as exc:
