@@ -156,6 +156,9 @@ class Deployment:
         return f"deployment-{self.id}-{self.revision}-{instance}-{restarts}"
 
 
+_KEPT = select(DEPLOYMENTS).where(~DEPLOYMENTS.c.gone).order_by(DEPLOYMENTS.c.seq)
+
+
 def create(store: Store, endpoint: Endpoint) -> Endpoint:
     """Write down a new endpoint, with keys of its own."""
     ids.name(endpoint.name)
@@ -287,8 +290,7 @@ def deployments(store: Store, endpoint: str) -> Sequence[Deployment]:
 
 def kept(store: Store) -> Sequence[Deployment]:
     """Return every deployment that the supervisor has to look after, oldest first."""
-    rows = store.rows(select(DEPLOYMENTS).where(~DEPLOYMENTS.c.gone).order_by(DEPLOYMENTS.c.seq))
-    return [_deployment(row) for row in rows]
+    return [_deployment(row) for row in store.rows(_KEPT)]
 
 
 def delete_deployment(store: Store, endpoint: str, name: str) -> Deployment | None:

@@ -7,8 +7,11 @@ but `room`, which every route starts with.
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -16,7 +19,6 @@ import orjson
 from fastapi import APIRouter, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
@@ -30,6 +32,8 @@ from finery.doors.http import House
 
 T = TypeVar("T")
 
+# More would only wait for each other: for the interpreter, and for the turn to write.
+_THREADS = ThreadPoolExecutor(16, thread_name_prefix="door")
 _MOST = 8 << 20  # bytes of a body; Azure takes 4 MiB
 PROVIDER = "Microsoft.MachineLearningServices"
 LOCATION = "local"  # the region that everything here is in
@@ -161,7 +165,8 @@ class Route(APIRoute):
             else:
                 given[name] = request.path_params[name]
         if self._waits:
-            response = await run_in_threadpool(self.endpoint, **given)
+            call = functools.partial(self.endpoint, **given)
+            response = await asyncio.get_running_loop().run_in_executor(_THREADS, call)
         else:
             response = await self.endpoint(**given)
         await response(scope, receive, send)
