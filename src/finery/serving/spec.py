@@ -143,7 +143,11 @@ def _template_in(place: Path) -> bool:
     settings = place / "tokenizer_config.json"
     if not settings.is_file():
         return False
-    return bool(json.loads(settings.read_text(encoding="utf-8")).get("chat_template"))
+    try:
+        found = json.loads(settings.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadSpec(f"{settings}: cannot be read as JSON: {error}") from error
+    return isinstance(found, dict) and bool(found.get("chat_template"))
 
 
 def _fits(value: Any, wanted: Any) -> bool:

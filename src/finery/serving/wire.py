@@ -112,6 +112,8 @@ def json_in(body: bytes) -> Any:
     """The JSON document in a body, or a Refusal that says where it breaks."""
     try:
         return json.loads(body)
+    except RecursionError:
+        raise invalid("the body is nested too deeply") from None
     except ValueError as error:
         raise invalid(f"the body is not JSON: {error}" if body else "the body is empty") from None
 
