@@ -21,6 +21,7 @@ from starlette.testclient import TestClient
 from finery import app
 from finery.config import Settings
 from finery.doors.mlflow.app import Mlflow
+from finery.doors.scoring import Scoring
 
 SEED = int(os.environ.get("SEED", 20))
 MUTANTS = int(os.environ.get("MUTANTS", 1500))
@@ -195,7 +196,8 @@ def snapshot(home):
 
 
 def every_address(platform, chance):
-    for route in (route for router in app.routers(platform.house) for route in router.routes):
+    found = app.routers(platform.house, Scoring(platform.house))
+    for route in (route for router in found for route in router.routes):
         for method in sorted(route.methods - {"HEAD", "OPTIONS"}):
             words = re.findall(r"{([^}]*)}", route.path)
             known = {"subscription": HERE.split("/")[2], "group": "finery", "workspace": "main"}
@@ -208,6 +210,9 @@ def every_address(platform, chance):
                     hostile = quote(chance.choice(NAMES), safe=chance.choice(("", "/.%")))
                     path = path.replace(f"{{{word}}}", hostile if word == spoilt else plain, 1)
                 yield method, path
+    for method in ("GET", "POST"):  # the way to models has no routes
+        for name in NAMES:
+            yield method, f"/endpoints/{quote(name, safe=chance.choice(('', '/.%')))}/score"
 
 
 def test_no_name_in_any_address_is_a_way_out_or_a_surprise(platform, client, requests, home):

@@ -142,7 +142,7 @@ def create(settings: Settings, *, http: str, https: str) -> Platform:
         engine=engine,
         keys=keys,
         interpreter=_interpreter,
-        kind=serving_spec.detect,
+        kind=_kind,
     )
     supervisor = Supervisor(
         store,
@@ -171,6 +171,14 @@ def _interpreter(environment: Asset | None) -> Path:
     if environment is None:
         return Path(sys.executable)
     return environments.interpreter(environment.name, environment.spec)
+
+
+def _kind(folder: Path) -> str:
+    """Return how a model that comes without code is served."""
+    try:
+        return serving_spec.detect(folder)
+    except serving_spec.BadSpec as exc:
+        raise Invalid(str(exc), target="model") from exc
 
 
 def _furnish(house: House) -> None:
