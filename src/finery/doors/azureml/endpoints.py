@@ -191,12 +191,13 @@ def find(house: House, workspace: Workspace, name: str) -> Endpoint:
 
 
 def _put(house: House, workspace: Workspace, wanted: Endpoint) -> Response:
-    old = endpoints.find(house.store, wanted.name)
-    if old is None or old.workspace != workspace.id:
-        made = endpoints.create(house.store, wanted)
-        return wire.answer(endpoint_out(house, workspace, made), status=201)
-    kept = replace(wanted, keys=old.keys, created_at=old.created_at, created_by=old.created_by)
-    made = endpoints.update(house.store, kept)
+    with house.store.transaction():  # whoever puts the same at once waits for what is made here
+        old = endpoints.find(house.store, wanted.name)
+        if old is None or old.workspace != workspace.id:
+            made = endpoints.create(house.store, wanted)
+            return wire.answer(endpoint_out(house, workspace, made), status=201)
+        kept = replace(wanted, keys=old.keys, created_at=old.created_at, created_by=old.created_by)
+        made = endpoints.update(house.store, kept)
     return wire.answer(endpoint_out(house, workspace, made))
 
 

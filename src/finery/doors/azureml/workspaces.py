@@ -155,12 +155,13 @@ def _page(
 def _put(
     house: House, subscription: str, group: str, name: str, texts: dict[str, Any]
 ) -> Workspace:
-    try:
-        old = workspaces.get(house.store, subscription, group, name)
-    except NotFound:
-        made = Workspace(subscription=subscription, group=group, name=ids.name(name), **texts)
-        return workspaces.create(house.store, made)
-    return workspaces.update(house.store, replace(old, **texts))
+    with house.store.transaction():
+        try:
+            old = workspaces.get(house.store, subscription, group, name)
+        except NotFound:
+            made = Workspace(subscription=subscription, group=group, name=ids.name(name), **texts)
+            return workspaces.create(house.store, made)
+        return workspaces.update(house.store, replace(old, **texts))
 
 
 def _check(body: Mapping[str, Any]) -> None:
