@@ -129,6 +129,19 @@ def test_training_goes_on_from_its_newest_whole_checkpoint_to_the_same_end(
     assert not list(cut.glob("*.part"))
 
 
+def test_one_process_alone_is_no_distributed_run(
+    imported: Path,
+    encoded: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in (("WORLD_SIZE", "1"), ("RANK", "0"), ("LOCAL_RANK", "0")):
+        monkeypatch.setenv(name, value)  # as a job of one rank has them
+    assert finetune(imported, encoded, tmp_path, max_steps=1, evaluation_strategy="disable") == 0
+    assert ", device cpu\n" in capsys.readouterr().out
+
+
 def test_nothing_to_go_on_from_is_said_and_starts_anew(
     imported: Path, encoded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -147,6 +160,7 @@ def test_an_adapter_that_is_not_merged_loads_with_its_base_beside_it(
     assert finetune(imported, encoded, folder, **words) == 0
     assert checkpoint.is_adapter(folder)
     assert checkpoint.base(folder) == folder / "base"
+    assert not (folder / "README.md").exists()
     ids = torch.arange(10, 30)[None]
     with torch.inference_mode():
         merged = checkpoint.load(tuned)(input_ids=ids).logits

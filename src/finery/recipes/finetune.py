@@ -48,6 +48,9 @@ def work(given: Spec) -> None:
         hyperparameters.check(given)
     except spec.WrongWords as error:
         raise Failed(str(error)) from error
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        # A rank is what accelerate takes for a distributed run, which costs one process a third.
+        os.environ.pop("LOCAL_RANK", None)
     import torch
     import transformers
 
@@ -202,6 +205,7 @@ def _save(given: Spec, trainer: Any, tokenizer: Any, *, tokens: dict[str, Any]) 
         _restore(model, tokens)
         model.save_pretrained(str(part))
         tokenizer.save_pretrained(str(part))
+        (part / "README.md").unlink(missing_ok=True)  # peft's empty form for a model card
         for name in BESIDE:
             source = given.model_selector_output / name
             if source.is_file() and not (part / name).exists():
