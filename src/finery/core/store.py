@@ -95,12 +95,14 @@ class Store:
         self.changes = 0  # grows with every transaction: what was read before it may be stale
         self.recent: dict[str, tuple[float, Any]] = {}  # what was read of late, and when
         self._turn = threading.RLock()
+        self._writer: Connection | None = None
         self._current: ContextVar[Connection | None] = ContextVar("connection", default=None)
         self._engine = create_engine(
             self.url,
             json_serializer=dump or _dump,
             json_deserializer=load,
             pool_size=16,
+            pool_use_lifo=True,  # the one used last still holds the pages
             max_overflow=48,
         )
         if self.sqlite:
@@ -120,23 +122,35 @@ class Store:
         if current is not None:
             yield current
             return
-        with (
-            _room(),
-            self._turn if self.sqlite else _nothing(),
-            self._engine.connect() as connection,
-        ):
-            if self.sqlite:
-                connection.exec_driver_sql("begin immediate")
+        with _room(), self._writing() as connection:
             token = self._current.set(connection)
             try:
+                if self.sqlite:
+                    connection.exec_driver_sql("begin immediate")
                 yield connection
+                connection.commit()
             except BaseException:
                 connection.rollback()
                 raise
             finally:
                 self._current.reset(token)
-            connection.commit()
             self.changes += 1
+
+    @contextmanager
+    def _writing(self) -> Iterator[Connection]:
+        """Yield a connection to write with.
+
+        SQLite's is always the same: each other one would find what it remembers
+        of the file outdated, and read it again.
+        """
+        if not self.sqlite:
+            with self._engine.connect() as connection:
+                yield connection
+            return
+        with self._turn:
+            if self._writer is None:
+                self._writer = self._engine.connect()
+            yield self._writer
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -188,6 +202,10 @@ class Store:
             return connection.execute(text("select version_num from alembic_version")).scalar()
 
     def close(self) -> None:
+        with self._turn:
+            if self._writer is not None:
+                self._writer.close()
+                self._writer = None
         self._engine.dispose()
 
 
@@ -218,11 +236,6 @@ def _set_up_sqlite(connection: Any, _: Any) -> None:
     cursor.execute("pragma foreign_keys=on")
     cursor.execute("pragma busy_timeout=10000")
     cursor.close()
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
 
 
 @contextmanager
