@@ -108,6 +108,18 @@ def test_a_port_in_use_is_named(tmp_path):
     assert port in done.stderr and "--port" in done.stderr
 
 
+def test_a_killed_server_comes_back_where_its_jobs_look_for_it(tmp_path):
+    first = Server(tmp_path)
+    first.end(signal.SIGKILL)
+    with socket.socket() as other:  # only one of its two ports is still free
+        other.bind(("127.0.0.1", int(first.said.split()[2].rpartition(":")[2])))
+        other.listen()
+        second = Server(tmp_path)
+    second.end()
+    assert second.said.split()[1] == first.said.split()[1]
+    assert second.said.split()[2] != first.said.split()[2]
+
+
 @pytest.mark.parametrize(
     "words", [["up", "--port", "70000"], ["up", "--models", "huge"], ["dance"], []]
 )

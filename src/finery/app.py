@@ -26,7 +26,7 @@ from fastapi.telemetry import TelemetryConfig
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from finery import certificates, journal
+from finery import certificates, journal, listening
 from finery.config import DEFAULT_WORKSPACE, Settings
 from finery.core import endpoints as core_endpoints
 from finery.core import jobs as core_jobs
@@ -243,26 +243,29 @@ def serve(settings: Settings, *, ready: Callable[[Platform], None]) -> str:
     """
     os.umask(0o077)
     settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with _locked(settings.home), _bound(settings.host, settings.port) as plain:
-        with _bound(settings.host, settings.tls_port) as tls:
-            journal.start(settings.home / "logs")
-            http = f"http://{_address(settings.host)}:{plain.getsockname()[1]}"
-            https = f"https://{_address(settings.host)}:{tls.getsockname()[1]}"
-            signed = certificates.ensure(settings.home / "tls", settings.host)
-            platform = create(settings, http=http, https=https)
-            try:
-                with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                    runner.run(_serve(platform, plain, tls, signed, ready))
-                return _left(platform)
-            finally:
-                platform.close()
-                (settings.home / "server.json").unlink(missing_ok=True)
+    with (
+        _locked(settings.home),
+        listening.pair(settings.home, settings.host, settings.port, settings.tls_port) as sockets,
+    ):
+        journal.start(settings.home / "logs")
+        http, https = (
+            f"{kind}://{listening.address(settings.host)}:{sock.getsockname()[1]}"
+            for kind, sock in zip(("http", "https"), sockets, strict=True)
+        )
+        signed = certificates.ensure(settings.home / "tls", settings.host)
+        platform = create(settings, http=http, https=https)
+        try:
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(_serve(platform, sockets, signed, ready))
+            return _left(platform)
+        finally:
+            platform.close()
+            (settings.home / "server.json").unlink(missing_ok=True)
 
 
 async def _serve(
     platform: Platform,
-    plain: socket.socket,
-    tls: socket.socket,
+    sockets: list[socket.socket],
     signed: certificates.Certificates,
     ready: Callable[[Platform], None],
 ) -> None:
@@ -275,7 +278,7 @@ async def _serve(
         loop.add_signal_handler(number, _leave, servers)
     tasks = [
         asyncio.create_task(server.serve(sockets=[sock]))
-        for server, sock in zip(servers, (plain, tls), strict=True)
+        for server, sock in zip(servers, sockets, strict=True)
     ]
     while not all(server.started for server in servers):
         await asyncio.sleep(0.005)
@@ -363,28 +366,3 @@ def _locked(home: Path) -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
-
-
-@contextlib.contextmanager
-def _bound(host: str, port: int) -> Iterator[socket.socket]:
-    """Yield a socket that listens.  Raises `Invalid` for a port in use."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # The protocol is said because asyncio leaves Nagle's delay (40 ms) on where it is not.
-    with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            sock.bind((host, port))
-        except OSError as exc:
-            raise Invalid(
-                f"cannot listen on {host} port {port}: {exc.strerror}; choose another with "
-                "--port and --tls-port (0 picks a free one)",
-                target="port",
-            ) from exc
-        yield sock
-
-
-def _address(host: str) -> str:
-    """Return how clients on this machine reach `host`."""
-    if host in ("0.0.0.0", "::"):
-        return "127.0.0.1"
-    return f"[{host}]" if ":" in host else host

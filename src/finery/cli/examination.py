@@ -15,7 +15,7 @@ from finery.engines import machine
 _PACKAGES = {
     "deepspeed": "training over several GPUs in stages",
     "vllm": "fast generation on a GPU",
-    "ray": "a cluster instead of one machine",
+    "ray": "cluster instead of one machine",
     "psycopg": "PostgreSQL instead of SQLite",
 }
 _NEEDED = ("torch", "transformers", "trl", "peft", "accelerate", "mlflow", "fastapi")
