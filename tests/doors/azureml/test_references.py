@@ -74,6 +74,25 @@ def test_a_text_is_read_as_what_it_refers_to(home, workspace, text, ref):
 
 
 @pytest.mark.parametrize(
+    "text, ref",
+    [
+        ("AzureML-n@latest", "asset:environment/azureml/AzureML-n/7"),
+        ("azureml:AzureML-n@latest", "asset:environment/azureml/AzureML-n/7"),
+        ("azureml:AzureML-n:7", "asset:environment/azureml/AzureML-n/7"),
+        ("AzureML-n", "asset:environment/azureml/AzureML-n/7"),
+        ("AzureML-mine@latest", "asset:environment/ws/AzureML-mine/1"),
+    ],
+)
+def test_an_environment_of_the_registry_has_a_short_name(home, workspace, text, ref):
+    for scope, name, version in (("azureml", "AzureML-n", "7"), ("ws", "AzureML-mine", "1")):
+        asset = Asset(scope=scope, kind="environment", name=name, version=version)
+        assets.create(home.store, asset)
+    assert references.ref_in(home, workspace, text, kind="environment") == ref
+    with pytest.raises(NotFound):
+        references.ref_in(home, workspace, text, kind="data")
+
+
+@pytest.mark.parametrize(
     "text, kind",
     [
         ("azureml:n:3", NotFound),

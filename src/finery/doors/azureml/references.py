@@ -1,6 +1,6 @@
 """Ids and paths: every way the SDK spells a thing, as one of the core's references, and back.
 
-    azureml:NAME:VERSION  azureml:NAME@LABEL  NAME:VERSION  an ARM id
+    azureml:NAME:VERSION  azureml:NAME@LABEL  NAME:VERSION  an ARM id  (AzureML-…: the registry's)
     azureml://registries/R/KIND/N/versions/V   azureml://locations/L/workspaces/ID/KIND/N/versions/V
         -> asset:<kind>/<scope>/<name>/<version>
     azureml://datastores/D/paths/P  azureml://subscriptions/…/datastores/D/paths/P
@@ -43,6 +43,9 @@ DATASTORES = {
     "workspacefilestore": "AzureFile",
     "workspaceworkingdirectory": "AzureFile",
 }
+
+# Azure keeps this prefix for environments of its registry: they are named without it.
+CURATED = "AzureML-"
 
 _ARM = re.compile(
     r"/?subscriptions/(?P<subscription>[^/]+)/resourcegroups/(?P<group>[^/]+)"
@@ -240,9 +243,13 @@ def _asset(house: House, scope: str, rest: str, text: str) -> str:
 
 def _named(house: House, scope: str, kind: str, text: str) -> str:
     name, at, label = text.partition("@")
+    if not at:
+        name, colon, version = text.partition(":")
+    if kind == "environment" and name.startswith(CURATED):
+        if assets.find_name(house.store, scope, kind, name) is None:
+            scope = "azureml"
     if at:
         return _labelled(house, scope, kind, name, label)
-    name, colon, version = text.partition(":")
     return assets.get(house.store, scope, kind, name, version if colon else "latest").ref
 
 
