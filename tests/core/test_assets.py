@@ -70,6 +70,12 @@ def test_versions_of_an_unknown_name_are_not_found(store):
         assets.versions(store, "w", "model", "nobody")
 
 
+def test_a_version_that_is_not_there_is_answered_with_the_newest(store):
+    assets.create(store, model(version="2"))
+    with pytest.raises(NotFound, match="no model 'm' version '7'; the newest is '2'"):
+        assets.get(store, "w", "model", "m", "7")
+
+
 def test_another_workspace_sees_nothing(store):
     assets.create(store, model())
     assert assets.find(store, "other", "model", "m") is None

@@ -124,10 +124,15 @@ def test_instances_see_one_gpu_each_where_there_are_any(house, engine):
     assert {process.gpus for process in engine.started.values()} == {(0,), (1,)}
 
 
-def test_an_instance_that_ends_before_it_answers_fails_the_deployment_and_says_why(house, engine):
+@pytest.mark.parametrize(
+    "last", ["no such model class", '{"event": "cannot be served", "error": "no such model class"}']
+)
+def test_an_instance_that_ends_before_it_answers_fails_the_deployment_and_says_why(
+    house, engine, last
+):
     blue = house.deploy(instances=2)
     house.tick()
-    engine.exits(blue.process(1), 1, said="loading\nno such model class\n")
+    engine.exits(blue.process(1), 1, said=f"loading\n{last}\n")
     house.tick()
     assert house.blue.status == "failed"
     assert house.blue.error["message"] == "instance 1 ended before it answered: no such model class"

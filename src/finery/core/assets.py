@@ -157,7 +157,9 @@ def get(store: Store, scope: str, kind: str, name: str, version: str = "latest")
     found = find(store, scope, kind, name, version)
     if found is None:
         what = f"{kind} {name!r}" + ("" if version == "latest" else f" version {version!r}")
-        raise NotFound(f"no {what}", target=name)
+        newest = None if version == "latest" else find(store, scope, kind, name)
+        said = f"; the newest is {newest.version!r}" if newest else ""
+        raise NotFound(f"no {what}{said}", target=name)
     return found
 
 

@@ -8,6 +8,7 @@ this machine's real processors is `Capacity` and the supervisor's arithmetic.
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -144,9 +145,19 @@ def last_words(engine: Engine, id: str, *, home: Path) -> str:
     disk says nothing to those who ask.
     """
     lines = engine.log(id, -4096).decode(errors="replace").splitlines()
-    said = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    said = _error(next((line.strip() for line in reversed(lines) if line.strip()), ""))
     said = re.sub(rf"{re.escape(str(home))}/(?:[^\s/:,;'\"]+/)*", "", said)
     return re.sub(r"^error: ", "", said, flags=re.IGNORECASE)[:_LONGEST_WORDS]
+
+
+def _error(line: str) -> str:
+    """Return what a line of a log in JSON calls its error; any other line as it is."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return line
+    error = found.get("error") if isinstance(found, dict) else None
+    return error if error and isinstance(error, str) else line
 
 
 @dataclass(frozen=True, kw_only=True)

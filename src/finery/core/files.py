@@ -110,7 +110,11 @@ class Files:
         else:
             raise Invalid(f"{location!r} is not a place on this server", target="path")
         if not found.exists():
-            raise NotFound(f"nothing is at {location!r}", target=location)
+            if location.startswith("file:"):
+                said = f"{path!r} in the datastore {datastore!r}"
+            else:
+                said = repr(location)
+            raise NotFound(f"nothing is at {said}", target=location)
         return found
 
     def base(self, scope: str, datastore: str) -> Path:

@@ -119,7 +119,11 @@ def get(store: Store, subscription: str, group: str, name: str) -> Workspace:
         return cast(Workspace, found)
     row = store.row(_BY_KEY, key=key)
     if row is None:
-        raise NotFound(f"no workspace {name!r} in resource group {group!r}", target=name)
+        raise NotFound(
+            f"no workspace {name!r} in resource group {group!r}: "
+            "`finery config` prints where the default one is",
+            target=name,
+        )
     workspace = _workspace(row)
     store.recent[key] = time.monotonic(), workspace
     return workspace

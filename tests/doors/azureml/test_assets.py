@@ -76,7 +76,7 @@ def test_a_version_never_changes_but_its_texts_may(client, put_file):
     [
         (
             {"dataType": "uri_file", "dataUri": "azureml://datastores/workspaceblobstore/paths/no"},
-            "nothing is at",
+            "nothing is at 'no' in the datastore 'workspaceblobstore'",
         ),
         (
             {"dataType": "uri_file", "dataUri": "azureml://datastores/workspaceblobstore/paths/a"},
