@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from finery.core import ids
-from finery.core.jobs import Input, Pipeline
+from finery.core.jobs import Command, Input, Output, Pipeline
 from finery.doors.mlflow.tracking import run_id
 
 API = "/mlflow/api/2.0/mlflow"
@@ -107,6 +107,33 @@ def test_literal_inputs_become_parameters_unless_the_job_logged_its_own(door) ->
     door.mlflow.tracking.close(over)
     params = _run(door, job.name)["data"]["params"]
     assert {param["key"]: param["value"] for param in params} == {"lr": "0.0001", "epochs": "3"}
+
+
+def test_a_model_that_a_job_made_is_one_that_its_run_has_logged(door) -> None:
+    outputs = {"tuned": Output(type="mlflow_model"), "rows": Output(type="uri_folder")}
+    job = door.job("makes-a-model", spec=Command(command="true", outputs=outputs))
+    places = {name: f"file:workspaceblobstore/azureml/{job.name}/{name}" for name in outputs}
+    folder = door.house.files.path(job.workspace, "workspaceblobstore", f"azureml/{job.name}/tuned")
+    folder.mkdir(parents=True)
+    (folder / "MLmodel").write_text("flavors: {}\n")
+    env = door.mlflow.tracking.open(job)
+    over = replace(job, status="completed", ended_at=ids.now(), outputs=places)
+    door.mlflow.tracking.close(over)
+    door.mlflow.tracking.close(over)
+    search = {
+        "experiment_ids": [env["MLFLOW_EXPERIMENT_ID"]],
+        "filter": f"source_run_id = '{job.name}'",
+    }
+    [logged] = door.client().post(f"{API}/logged-models/search", json=search).json()["models"]
+    told = (logged["info"]["name"], logged["info"]["status"], logged["info"]["source_run_id"])
+    assert told == ("tuned", "LOGGED_MODEL_READY", job.name)
+    assert door.client().post(f"{API}/registered-models/create", json={"name": "mine"}).is_success
+    id = logged["info"]["model_id"]
+    source = {"name": "mine", "source": f"models:/{id}", "model_id": id}
+    answer = door.client().post(f"{API}/model-versions/create", json=source)
+    assert answer.is_success, answer.text
+    made = answer.json()["model_version"]
+    assert made["run_id"] == job.name
 
 
 def test_jobs_of_other_workspaces_have_experiments_of_their_own(door) -> None:

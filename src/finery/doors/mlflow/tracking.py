@@ -18,7 +18,7 @@ from typing import Any
 
 from finery.core import ids, workspaces
 from finery.core.errors import NotFound
-from finery.core.jobs import Job
+from finery.core.jobs import Job, Pipeline
 from finery.core.workspaces import Caller
 from finery.doors.http import House
 from finery.doors.mlflow import access
@@ -52,7 +52,7 @@ class Tracking:
         return self._environment(job, name, experiment, short)
 
     def close(self, job: Job) -> None:
-        """End the run as the job ended, and log its literal inputs that it did not log itself.
+        """End the run as the job ended, with its models and what it did not log of its inputs.
 
         At the end, because MLflow refuses a second value for a parameter: a
         script that logs its own `lr` as 0.0001 must not fail on our `1e-4`.
@@ -76,6 +76,8 @@ class Tracking:
             for key, value in _literals(job).items():
                 if key not in logged:
                     run.params.append(models.SqlParam(key=key, value=value))
+            for name, place in _model_outputs(job).items():
+                _keep_model(session, models, run, name=name, place=place)
         return True
 
     def page(self, inner: Embedded, job: str) -> str:
@@ -189,6 +191,38 @@ def _tags(job: Job, name: str, *, short: bool) -> dict[str, str]:
         own["mlflow.note.content"] = job.description
     theirs = {key: str(value)[:8000] for key, value in job.tags.items() if _KEY.fullmatch(key)}
     return {**theirs, **own}
+
+
+def _model_outputs(job: Job) -> dict[str, str]:
+    """Return where the MLflow models lie that a job has made; a pipeline in another has none."""
+    if job.status != "completed" or (job.parent and isinstance(job.spec, Pipeline)):
+        return {}
+    return {
+        name: f"mlflow-artifacts:/{job.workspace}/{job.outputs[name].removeprefix('file:')}"
+        for name, output in job.spec.outputs.items()
+        if output.type == "mlflow_model" and job.outputs.get(name, "").startswith("file:")
+    }
+
+
+def _keep_model(session: Any, models: Any, run: Any, *, name: str, place: str) -> None:
+    """Show a job's model as one that its run has logged: `runs:/JOB/OUTPUT` finds it."""
+    id = "m-" + hashlib.sha256(f"{run.run_uuid}/{name}".encode()).hexdigest()[:32]
+    if session.get(models.SqlLoggedModel, id) is not None:
+        return
+    status = importlib.import_module("mlflow.entities.logged_model_status").LoggedModelStatus
+    session.add(
+        models.SqlLoggedModel(
+            model_id=id,
+            experiment_id=run.experiment_id,
+            name=name,
+            artifact_location=place,
+            creation_timestamp_ms=run.end_time,
+            last_updated_timestamp_ms=run.end_time,
+            status=status.READY.to_int(),
+            lifecycle_stage="active",
+            source_run_id=run.run_uuid,
+        )
+    )
 
 
 def _literals(job: Job) -> dict[str, str]:
