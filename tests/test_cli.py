@@ -15,6 +15,7 @@ import sqlite3
 import subprocess
 import sys
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ import pytest
 from finery.config import DEFAULT_WORKSPACE
 from finery.core import jobs, workspaces
 from finery.core import store as stores
+from finery.core.workspaces import Workspace
 
 FINERY = Path(sys.executable).with_name("finery")
 
@@ -133,6 +135,17 @@ def test_without_a_server_the_environment_is_refused(tmp_path):
     assert "finery up" in done.stderr
 
 
+def test_a_server_that_is_gone_is_not_taken_for_the_process_that_has_its_number(tmp_path):
+    with socket.socket() as closed:  # bound and not listening: nothing answers there
+        closed.bind(("127.0.0.1", 0))
+        http = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        gone = {"pid": os.getpid(), "http": http, "https": http}
+        (tmp_path / "server.json").write_text(json.dumps(gone))
+        done = finery("env", "--home", tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "no server runs" in done.stderr
+
+
 def test_a_home_of_a_newer_version_is_refused(tmp_path):
     with contextlib.closing(sqlite3.connect(tmp_path / "finery.db")) as database, database:
         database.execute("create table alembic_version (version_num text)")
@@ -149,6 +162,26 @@ def test_look_ups_are_tables_for_people_and_json_for_programs(server):
     assert json.loads(finery("job", "list", "--home", server.home, "--json").stdout) == []
     done = finery("job", "show", "nobody", "--home", server.home)
     assert (done.returncode, done.stderr.strip()) == (1, "finery: no job named 'nobody'")
+
+
+def test_a_job_is_shown_with_where_its_outputs_lie(tmp_path):
+    kept = stores.open_sqlite(tmp_path / "finery.db")
+    kept.migrate()
+    subscription, group, name = DEFAULT_WORKSPACE
+    mine = Workspace(id="w", subscription=subscription, group=group, name=name)
+    workspaces.create(kept, mine)
+    place = tmp_path / "files" / "w" / "workspaceblobstore" / "o"
+    place.mkdir(parents=True)
+    outputs = {"model": "file:workspaceblobstore/o", "later": "file:workspaceblobstore/p"}
+    spec, told = jobs.Command(command="true"), ["this machine has 0"]
+    job = jobs.Job(name="j", workspace="w", spec=spec, outputs=outputs, warnings=told)
+    jobs.create(kept, replace(job, reused="before"))
+    kept.close()
+    shown = finery("job", "show", "j", "--home", tmp_path).stdout
+    assert f"model: {place.resolve()}" in shown
+    assert "later: file:workspaceblobstore/p" in shown
+    assert "{" not in shown and "[" not in shown
+    assert "the result of before was kept" in finery("job", "logs", "j", "--home", tmp_path).stdout
 
 
 def test_an_imported_model_is_registered_with_its_files(server, tmp_path):

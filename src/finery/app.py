@@ -299,7 +299,7 @@ def _leave(servers: list[_Server]) -> None:
 
 def _left(platform: Platform) -> str:
     running = len([job for job in core_jobs.unfinished(platform.store) if job.kind == "command"])
-    kept = len(core_endpoints.kept(platform.store))
+    kept = len([one for one in core_endpoints.kept(platform.store) if one.status != "failed"])
     counts = [(running, "job"), (kept, "deployment")]
     return ", ".join(f"{count} {noun}{'s' * (count > 1)}" for count, noun in counts if count)
 

@@ -73,7 +73,7 @@ def test_a_change_that_is_not_allowed_writes_nothing(store):
 def test_a_finished_job_cannot_be_cancelled(store):
     made = jobs.create(store, job())
     assert jobs.cancel(store, "a").status == "cancelled"
-    with pytest.raises(Conflict, match="cancelled already"):
+    with pytest.raises(Conflict, match="has ended already .cancelled."):
         jobs.cancel(store, made.name)
 
 

@@ -10,14 +10,19 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import socket
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from finery import config
 from finery.cli import bench, lookups
+from finery.cli.lookups import HOME_IS, JSON_IS
 from finery.cli.refused import Refused
+
+_FREE = "0: a free one"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -87,7 +92,7 @@ def env(args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run a command with that environment."""
+    """Run a command with the environment that `finery env` prints."""
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
     if not command:
         print("finery run: give a command, as in: finery run -- python train.py", file=sys.stderr)
@@ -150,6 +155,9 @@ def server(home: Path) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(path.read_text())
         os.kill(found["pid"], 0)
+        http = urlsplit(found["http"])
+        # A number alone says little: after kill -9 another process may have got it.
+        socket.create_connection((http.hostname, http.port or 80), timeout=5).close()
     except (OSError, ValueError):
         raise Refused(
             f"no server runs on the home {home}: start one with `finery up --home {home}`"
@@ -173,26 +181,31 @@ def _parser() -> argparse.ArgumentParser:
     def word(name: str, does: Callable[[argparse.Namespace], Any]) -> argparse.ArgumentParser:
         said = (does.__doc__ or "").strip()
         made = words.add_parser(name, help=said, description=said)
-        made.add_argument("--home", help="where everything is kept (default: ~/.finery)")
+        made.add_argument("--home", help=HOME_IS)
         made.set_defaults(does=does)
         return made
 
     start = word("up", up)
     start.add_argument("--host", default="127.0.0.1", help="listen here (default: loopback only)")
-    start.add_argument("--port", type=_port, default=8480, help="http; 0 picks a free one")
-    start.add_argument("--tls-port", type=_port, default=8443, help="https; 0 picks a free one")
+    start.add_argument("--port", type=_port, default=8480, help=f"http (default: 8480); {_FREE}")
+    start.add_argument(
+        "--tls-port", type=_port, default=8443, help=f"https (default: 8443); {_FREE}"
+    )
     start.add_argument(
         "--models",
         choices=("full", "tiny"),
         default="full",
-        help="tiny: catalog names stand for small models of the same architecture",
+        help="full (default): the real models, fetched from the hub when a job needs them; "
+        "tiny: small stand-ins of the same architecture under the same names",
     )
-    word("down", down).add_argument("--json", action="store_true")
-    word("env", env).add_argument("--json", action="store_true")
+    word("down", down).add_argument("--json", action="store_true", help=JSON_IS)
+    word("env", env).add_argument("--json", action="store_true", help=JSON_IS)
     runs = word("run", run)
-    runs.add_argument("command", nargs=argparse.REMAINDER, help="-- COMMAND …")
+    runs.add_argument(
+        "command", nargs=argparse.REMAINDER, help="-- COMMAND …, e.g. -- python train.py"
+    )
     word("config", show_config)
-    word("doctor", doctor).add_argument("--json", action="store_true")
+    word("doctor", doctor).add_argument("--json", action="store_true", help=JSON_IS)
 
     lookups.add(words)
     bench.add(words)

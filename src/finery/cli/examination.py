@@ -14,8 +14,6 @@ from finery.engines import machine
 # Optional packages and what each is for.
 _PACKAGES = {
     "deepspeed": "training over several GPUs in stages",
-    "vllm": "fast generation on a GPU",
-    "ray": "cluster instead of one machine",
     "psycopg": "PostgreSQL instead of SQLite",
 }
 _NEEDED = ("torch", "transformers", "trl", "peft", "accelerate", "mlflow", "fastapi")

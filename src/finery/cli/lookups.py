@@ -17,6 +17,9 @@ from typing import TYPE_CHECKING, Any
 from finery import config
 from finery.cli.refused import Refused
 
+HOME_IS = "where everything is kept (default: $FINERY_HOME, or ~/.finery)"
+JSON_IS = "print JSON, for programs"
+
 if TYPE_CHECKING:
     from finery.core.endpoints import Deployment
     from finery.core.files import Files
@@ -60,7 +63,7 @@ def job_show(args: argparse.Namespace) -> None:
     """Show one job with its steps."""
     from finery.core import jobs
 
-    store, _, _ = _open(args)
+    store, _, files = _open(args)
     job = jobs.get(store, args.name)
     document = {
         **_job(job),
@@ -79,8 +82,12 @@ def job_show(args: argparse.Namespace) -> None:
         print(json.dumps(document, indent=2, default=str))
         return
     for name, value in document.items():
-        if name not in ("steps", "events") and value:
+        if name not in ("warnings", "outputs", "steps", "events") and value:
             print(f"{name:<13} {value}")
+    for warning in job.warnings:
+        print(f"{'warning':<13} {warning}")
+    for name, location in job.outputs.items():
+        print(f"{'output':<13} {name}: {_place(store, files, job.workspace, location)}")
     if document["steps"]:
         print()
         show(document["steps"], ("display_name", "name", "status", "seconds"))
@@ -92,6 +99,8 @@ def job_logs(args: argparse.Namespace) -> None:
 
     store, workspace, files = _open(args)
     job = jobs.get(store, args.name)
+    if job.reused:
+        print(f"(nothing: the result of {job.reused} was kept, and its log is there)")
     children = jobs.children(store, job.name)
     for child in children:
         print(f"==> {child.display_name} ({child.status}) <==")
@@ -230,6 +239,17 @@ def _job(job: Any) -> dict[str, Any]:
     }
 
 
+def _place(store: Store, files: Files, workspace: str, location: str) -> str:
+    """Return where an output lies on disk, or its reference while it is nowhere."""
+    from finery.core import references
+    from finery.core.errors import Failure
+
+    try:
+        return str(references.path(store, files, workspace, location))
+    except Failure:
+        return location
+
+
 def _print_log(args: argparse.Namespace, store: Store, files: Files, name: str) -> None:
     from finery.core import jobs, references
 
@@ -293,7 +313,7 @@ def _word(
 ) -> argparse.ArgumentParser:
     said = (does.__doc__ or "").strip()
     made: argparse.ArgumentParser = words.add_parser(name, help=said, description=said)
-    made.add_argument("--home", help="where everything is kept (default: ~/.finery)")
-    made.add_argument("--json", action="store_true", help="for programs")
+    made.add_argument("--home", help=HOME_IS)
+    made.add_argument("--json", action="store_true", help=JSON_IS)
     made.set_defaults(does=does)
     return made

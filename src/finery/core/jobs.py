@@ -367,7 +367,7 @@ def cancel(store: Store, name: str) -> Job:
     with store.transaction():
         job = get(store, name)
         if job.final:
-            raise Conflict(f"job {name!r} is {job.status} already", target=name)
+            raise Conflict(f"job {name!r} has ended already ({job.status})", target=name)
         if job.status in ("cancelling", "finalizing"):
             return job
         return move(store, job, "cancelled" if job.status == "queued" else "cancelling")
