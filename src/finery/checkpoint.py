@@ -96,19 +96,12 @@ def check(folder: str | Path) -> None:
 
 def hub_id(folder: str | Path) -> str:
     """The hub's name of the model that a catalog folder stands for; "" when it names none."""
-    for manifest in (Path(folder) / "MLmodel", Path(folder).parent / "MLmodel"):
-        if manifest.is_file():
-            import yaml
+    return _told(folder, "huggingface_model_id")
 
-            try:
-                document = yaml.safe_load(manifest.read_text(encoding="utf-8"))
-            except (yaml.YAMLError, UnicodeDecodeError) as error:
-                raise NoModel(f"{manifest}: is no MLmodel ({error})") from error
-            metadata = document.get("metadata") if isinstance(document, dict) else None
-            found = metadata.get("huggingface_model_id") if isinstance(metadata, dict) else None
-            if found:
-                return str(found)
-    return ""
+
+def stand_in_for(folder: str | Path) -> str:
+    """The model whose place a stand-in takes, tuned or not; "" for a model that is its own."""
+    return _told(folder, "stand_in_for")
 
 
 def fetch(folder: str | Path, *, trust_remote_code: bool = False) -> Path:
@@ -200,6 +193,23 @@ def load(
         model = model.to(device)
     loaded: PreTrainedModel = model.eval()
     return loaded
+
+
+def _told(folder: str | Path, word: str) -> str:
+    """What the MLmodel of a model, or beside its weights, says under a word; "" for nothing."""
+    for manifest in (Path(folder) / "MLmodel", Path(folder).parent / "MLmodel"):
+        if manifest.is_file():
+            import yaml
+
+            try:
+                document = yaml.safe_load(manifest.read_text(encoding="utf-8"))
+            except (yaml.YAMLError, UnicodeDecodeError) as error:
+                raise NoModel(f"{manifest}: is no MLmodel ({error})") from error
+            metadata = document.get("metadata") if isinstance(document, dict) else None
+            found = metadata.get(word) if isinstance(metadata, dict) else None
+            if found:
+                return str(found)
+    return ""
 
 
 def _without_weights(here: Path) -> NoModel:

@@ -21,6 +21,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from finery.recipes import chat_model
 
+STAND_IN = Path(checkpoint.__file__).parent / "catalog/standins/phi3"
 ASKED = [conversation(n)[:1] for n in (0, 3, 6)]
 # All that the model's code may import: what its requirements name, and the standard library.
 ALLOWED = {
@@ -168,3 +169,10 @@ def test_answers_do_not_depend_on_who_shares_the_batch(tuned: Path) -> None:
     asked = [conversation(n)[:1] for n in range(9)]
     alone = generate(model, tokenizer, asked, max_new_tokens=10, batch_size=1)
     assert generate(model, tokenizer, asked, max_new_tokens=10, batch_size=4) == alone
+
+
+def test_what_was_tuned_from_a_stand_in_still_says_so(converted: Path, tmp_path: Path) -> None:
+    words = flags(model_path=STAND_IN, mlflow_model_folder=tmp_path)
+    assert convert.main(words) == 0
+    assert checkpoint.stand_in_for(tmp_path) == "microsoft/Phi-3-mini-4k-instruct"
+    assert checkpoint.stand_in_for(converted) == ""

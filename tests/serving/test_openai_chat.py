@@ -113,3 +113,11 @@ def test_errors_have_openais_shape(status: int, kind: str) -> None:
     assert openai_chat.error_out(Refusal(status, "word", "said")) == {
         "error": {"message": "said", "type": kind, "param": None, "code": "word"}
     }
+
+
+def test_a_stand_in_says_so_in_the_list_and_in_each_answer() -> None:
+    told = openai_chat.Dialect("tuned", stand_in_for="some/model").chunk({})
+    assert told["system_fingerprint"] == "a stand-in for some/model"
+    [listed] = openai_chat.models_out("tuned", 0, stand_in_for="some/model")["data"]
+    assert "a stand-in for some/model" in listed["owned_by"]
+    assert openai_chat.Dialect("own").chunk({})["system_fingerprint"] is None

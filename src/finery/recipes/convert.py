@@ -85,6 +85,7 @@ def _describe(folder: Path, made: Path, *, adapter: bool) -> None:
     import mlflow.pyfunc
 
     told = folders.read_json(folder / "finetune_args.json")
+    stood = checkpoint.stand_in_for(folder)
     with tempfile.TemporaryDirectory() as scratch:
         # MLflow copies artifacts; it gets the small configuration, the weights are linked after.
         sketch = Path(scratch) / "model"
@@ -100,6 +101,7 @@ def _describe(folder: Path, made: Path, *, adapter: bool) -> None:
                 "base_model_name": str(told.get("model_name", "")),
                 "base_model_task": "chat-completion",
                 "is_finetuned_model": True,
+                **({"stand_in": True, "stand_in_for": stood} if stood else {}),
             },
         )
 

@@ -60,6 +60,7 @@ class Host:
         self.name = spec.model_name or Path(spec.model or spec.script).name
         self.journal = Journal()
         self.created = int(time.time())
+        self._stands_for = checkpoint.stand_in_for(spec.model) if chat else ""
         self._chat = chat
         self._secret = secret.encode()
         self._headers = [(b"azureml-model-deployment", deployment.encode())] if deployment else []
@@ -140,7 +141,9 @@ class Host:
             case _:
                 from finery.serving import openai_chat
 
-                listed = openai_chat.models_out(self.name, self.created)
+                listed = openai_chat.models_out(
+                    self.name, self.created, stand_in_for=self._stands_for
+                )
                 await exchange.answer(200, wire.json_out(listed))
 
     async def _score(self, exchange: Exchange) -> None:
@@ -168,7 +171,7 @@ class Host:
 
         body = wire.json_in(await self._body(exchange))
         wanted = openai_chat.completion_in(body, chat.settings)
-        dialect = openai_chat.Dialect(self.name)
+        dialect = openai_chat.Dialect(self.name, stand_in_for=self._stands_for)
         async with self._place():
             answer = chat.start(wanted.messages, wanted.wish, target="messages")
             async with self._watched(exchange, [answer]):

@@ -45,6 +45,7 @@ def chat(spec: Spec) -> Chat:
         context=limits.context,
         batch=limits.batch,
         cache_cells=limits.cells,
+        **({"stand_in_for": stood} if (stood := checkpoint.stand_in_for(spec.model)) else {}),
     )
     made = Chat(model, tokenizer, limits=limits)
     if spec.self_check:

@@ -88,11 +88,12 @@ def completion_in(body: Any, settings: Any) -> Completion:
 class Dialect:
     """The documents of one answer."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, *, stand_in_for: str = "") -> None:
         """`model` is the name that the answer says made it."""
         self._id = f"chatcmpl-{uuid.uuid4().hex}"
         self._created = int(time.time())
         self._model = model
+        self._fingerprint = f"a stand-in for {stand_in_for}" if stand_in_for else None
 
     def whole(self, text: str, finish: str, answer: Answer) -> dict[str, Any]:
         """The complete answer."""
@@ -119,7 +120,7 @@ class Dialect:
             "object": kind,
             "created": self._created,
             "model": self._model,
-            "system_fingerprint": None,
+            "system_fingerprint": self._fingerprint,
         }
 
 
@@ -168,9 +169,10 @@ def error_out(refusal: Refusal) -> dict[str, Any]:
     }
 
 
-def models_out(name: str, created: int) -> dict[str, Any]:
+def models_out(name: str, created: int, *, stand_in_for: str = "") -> dict[str, Any]:
     """The list with the one model that is served."""
-    model = {"id": name, "object": "model", "created": created, "owned_by": "finery"}
+    owner = f"finery (a stand-in for {stand_in_for})" if stand_in_for else "finery"
+    model = {"id": name, "object": "model", "created": created, "owned_by": owner}
     return {"object": "list", "data": [model]}
 
 

@@ -166,6 +166,13 @@ def test_an_mlflow_model_says_what_it_can_be_loaded_as(client, put_file):
     assert refused.status_code == 400 and "MLmodel" in message(refused)
 
 
+def test_a_model_that_stands_in_for_another_is_tagged_so(client, put_file):
+    put_file("m/MLmodel", b"flavors: {}\nmetadata: {stand_in: true, stand_in_for: some/model}\n")
+    uri = "azureml://datastores/workspaceblobstore/paths/m"
+    made = put(client, "models/m/versions/1", modelUri=uri, modelType="mlflow_model")
+    assert made["properties"]["tags"] == {"stand_in": "true", "stand_in_for": "some/model"}
+
+
 def test_a_model_s_stage_may_change_and_is_a_way_to_choose(client, put_file):
     path = put_file("m/w.bin")
     put(client, "models/m/versions/1", modelUri=path, stage="Staging")

@@ -189,6 +189,17 @@ def test_a_deployment_is_shown_as_it_was_sent(put: Put, client: TestClient):
     ]
 
 
+def test_a_deployment_of_a_stand_in_says_so_and_nothing_of_before(put: Put, home: House):
+    chat = assets.get(home.store, "ws", "model", "chat", "1")
+    assets.update(home.store, replace(chat, tags={"stand_in_for": "some/model"}))
+    told = {"mine": "1", "finery.error": "of the time before"}
+    made = put(properties=told).json()
+    assert made["properties"]["properties"] == {
+        "mine": "1",
+        "finery.warnings": "the model is a stand-in for some/model, to try things out",
+    }
+
+
 def test_the_operation_of_a_deployment_ends_when_it_is_ready(
     put: Put, client: TestClient, home: House
 ):

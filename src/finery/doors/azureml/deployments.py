@@ -41,6 +41,7 @@ _FIELDS = (
     "properties",
     "provisioningState",  # only ever answered
 )
+_OURS = "finery."  # properties that we answer
 _ECHOED = ("appInsightsEnabled", "egressPublicNetworkAccess", "privateNetworkConnection")
 
 
@@ -136,6 +137,7 @@ def deployment_in(
     wire.refuse_unknown(props, (*_FIELDS, *_ECHOED), "deployment")
     spec = _serving_in(house, workspace, props, _instances_in(body))
     _check(house, workspace, spec)
+    told = wire.texts(props.get("properties"), "properties")
     return Deployment(
         endpoint=endpoint,
         name=name,
@@ -143,7 +145,8 @@ def deployment_in(
         spec=spec,
         description=str(props.get("description") or ""),
         tags=wire.texts(body.get("tags"), "tags"),
-        properties=wire.texts(props.get("properties"), "properties"),
+        properties={key: text for key, text in told.items() if not key.startswith(_OURS)},
+        warnings=_warnings(house, spec),
         created_by=by,
         extras=wire.keep(props, _ECHOED) | wire.keep(body, ("identity",)),
     )
@@ -246,6 +249,14 @@ def _check(house: House, workspace: Workspace, spec: Serving) -> None:
                 "script (only an mlflow_model is served without one)",
                 target="codeConfiguration",
             )
+
+
+def _warnings(house: House, spec: Serving) -> list[str]:
+    """Return what whoever looks at the deployment should know of its model."""
+    if not spec.model.startswith("asset:"):
+        return []
+    stands_for = assets.by_ref(house.store, spec.model).tags.get("stand_in_for")
+    return [f"the model is a stand-in for {stands_for}, to try things out"] if stands_for else []
 
 
 def _there(house: House, workspace: Workspace, ref: str, inside: str, field: str) -> None:

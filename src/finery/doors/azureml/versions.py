@@ -122,7 +122,9 @@ def _model_in(place: Place, asset: Asset, given: Mapping[str, Any]) -> Asset:
     if text.startswith("azureml://jobs/"):
         extras["jobName"] = text.split("/")[3]
     if kind == "mlflow_model":
-        extras["flavors"] = _flavors(place, location)
+        manifest = _manifest(place, location)
+        extras["flavors"] = _flavors(place, manifest)
+        asset = _with(asset, tags={**_stand_in(manifest), **asset.tags})
     elif given.get("flavors"):
         extras["flavors"] = given["flavors"]
     stage = wire.text(given.get("stage"), "stage")
@@ -140,8 +142,8 @@ def _model_out(house: House, workspace: Workspace | None, asset: Asset) -> dict[
     }
 
 
-def _flavors(place: Place, location: str) -> dict[str, Any]:
-    """Return what the MLmodel file says that the model can be loaded as."""
+def _manifest(place: Place, location: str) -> dict[str, Any]:
+    """Return what the model's file MLmodel says.  Raises `Invalid` where there is none."""
     if location.startswith("https:"):
         return {}
     folder = place.house.files.locate(place.workspace.id, location)
@@ -153,13 +155,27 @@ def _flavors(place: Place, location: str) -> dict[str, Any]:
             target="modelUri",
         )
     try:
-        found = yaml.safe_load(file.read_text()) or {}
+        return dict(yaml.safe_load(file.read_text()) or {})
+    except (yaml.YAMLError, TypeError, ValueError) as exc:
+        raise Invalid(f"the MLmodel file of {place.name!r} is no MLmodel: {exc}") from exc
+
+
+def _flavors(place: Place, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the MLmodel file says that the model can be loaded as."""
+    try:
         return {
             name: {"data": {key: str(value) for key, value in (flavor or {}).items()}}
-            for name, flavor in (found.get("flavors") or {}).items()
+            for name, flavor in (manifest.get("flavors") or {}).items()
         }
-    except (yaml.YAMLError, AttributeError, UnicodeDecodeError) as exc:
+    except AttributeError as exc:
         raise Invalid(f"the MLmodel file of {place.name!r} is no MLmodel: {exc}") from exc
+
+
+def _stand_in(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Return the tags of a model that takes another's place, as the catalog has them."""
+    metadata = manifest.get("metadata")
+    stands_for = metadata.get("stand_in_for") if isinstance(metadata, dict) else None
+    return {"stand_in": "true", "stand_in_for": str(stands_for)} if stands_for else {}
 
 
 # Code
