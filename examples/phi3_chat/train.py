@@ -1,6 +1,7 @@
 """Pick a foundation model, fine-tune it with `chat_completion_pipeline`, compare, register."""
 
 import ast
+import textwrap
 
 import mlflow
 from azure.ai.ml import Input
@@ -13,7 +14,8 @@ workspace, registry = clients()
 
 # -- a foundation model of the system registry ---------------------------------------------
 base = registry.models.get(CONFIG["model"], label="latest")
-print(f"Base model: {base.name}, version {base.version}\n  {base.description.strip()[:200]}")
+print(f"Base model: {base.name}, version {base.version}")
+print(textwrap.fill(base.description, 90, initial_indent="  ", subsequent_indent="  ", max_lines=4))
 
 # -- a compute that the model allows -------------------------------------------------------
 allowed = [size.lower() for size in ast.literal_eval(base.tags["finetune_compute_allow_list"])]

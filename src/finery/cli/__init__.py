@@ -22,7 +22,7 @@ from finery.cli import bench, lookups
 from finery.cli.lookups import HOME_IS, JSON_IS
 from finery.cli.refused import Refused
 
-_FREE = "0: a free one"
+_FREE = "0: the one that the home had last, or a free one"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

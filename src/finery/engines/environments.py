@@ -27,6 +27,7 @@ def interpreter(name: str, spec: Mapping[str, object]) -> Path:
         return Path(sys.executable)
     raise NotSupported(
         f"the environment {name!r} is made from {MADE_FROM.get(kind, 'nothing we know')}, and "
-        "none are built here yet: name a curated environment of the azureml registry",
+        "none are built here yet: name one of the azureml registry instead, such as "
+        "acft-hf-nlp-gpu (Finery's own Python, with PyTorch, transformers and MLflow)",
         target="environment",
     )
