@@ -82,3 +82,9 @@ def test_a_binding_fits_until_it_is_followed():
 def test_nothing_at_all_leaves_an_optional_number_unset():
     assert "shuffle" not in check(shuffle="")
     assert check(epochs="")["epochs"].value == "1"
+
+
+def test_a_word_of_a_list_may_be_written_as_python_writes_it():
+    flag = {"flag": {"type": "string", "enum": ["true", "false"]}}
+    given = {"flag": Input(value="True")}
+    assert ports.check(flag, given, "component 'c'")["flag"].value == "true"

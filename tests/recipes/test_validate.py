@@ -124,6 +124,9 @@ def test_all_bad_rows_are_in_the_report_and_their_number_in_the_error(
         ({"pytorch_model_path": "/nowhere/model"}, "/nowhere/model: there is no such folder"),
         ({"apply_early_stopping": "true", "evaluation_strategy": "disable"}, "early_stopping"),
         ({"evaluation_config_params": "{"}, "evaluation_config_params"),
+        ({"evaluation_config_params": "[1]"}, "evaluation_config_params: is not a JSON object"),
+        ({"evaluation_config_params": '{"max_rows": "many"}'}, "max_rows: 'many' is not a whole"),
+        ({"evaluation_config": "/nowhere/e.json"}, "/nowhere/e.json: No such file"),
         ({"validation_file_path": "/nowhere/v.jsonl"}, "/nowhere/v.jsonl"),
     ],
 )

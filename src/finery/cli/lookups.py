@@ -134,7 +134,7 @@ def model_list(args: argparse.Namespace) -> None:
                         "version": newest.version,
                         "type": newest.type,
                         "kept": kept,
-                        "stand_in": newest.tags.get("stand-in", ""),
+                        "stand_in": newest.tags.get("stand_in", ""),
                         "description": newest.description.strip().split("\n")[0][:60],
                     }
                 )

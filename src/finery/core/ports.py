@@ -77,6 +77,9 @@ def _fitting(port: Port, given: Input, name: str, where: str) -> Input:
         )
     allowed = [text(value) for value in port.get("enum") or ()]
     if allowed and given.value not in allowed:
+        alike = [word for word in allowed if word.lower() == given.value.lower()]
+        if len(alike) == 1:  # True, as Python writes it
+            return replace(given, value=alike[0])
         raise Invalid(
             f"{where}: the input {name!r} is {given.value!r}, and must be one of "
             f"{', '.join(allowed)}",

@@ -8,6 +8,7 @@ Upstream has this step and switched it off.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,7 +33,16 @@ LOSS_BATCH = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spec:
+class Settings:
+    """What `evaluation_config` may say."""
+
+    max_new_tokens: int = flag(64, help="tokens of an answer at most", low=1)
+    max_rows: int = flag(100, help="test rows used at most; -1 is all", low=-1)
+    batch_size: int = flag(16, help="answers generated at a time", low=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec(Settings):
     """Two models, the rows, and where the scores go."""
 
     base_model: Path = flag(help="the folder of the imported base model")
@@ -42,9 +52,6 @@ class Spec:
     preprocess_output: Path | None = flag(None, help="else the test rows that preprocess kept")
     evaluation_config: Path | None = flag(None, help="settings (JSON)")
     evaluation_config_params: str | None = flag(None, help="the same, as JSON text")
-    max_new_tokens: int = flag(64, help="tokens of an answer at most", low=1)
-    max_rows: int = flag(100, help="test rows used at most; -1 is all", low=-1)
-    batch_size: int = flag(16, help="answers generated at a time", low=1)
     trust_remote_code: bool = flag(False, help="run code that comes with the model")
 
 
@@ -88,24 +95,40 @@ def work(given: Spec) -> None:
 
 def configured(given: Spec) -> Spec:
     """The spec with what `evaluation_config` and its parameters say of it."""
-    extra: dict[str, Any] = {}
-    if given.evaluation_config is not None:
-        extra.update(folders.read_json(given.evaluation_config))
-    if given.evaluation_config_params:
-        try:
-            extra.update(json.loads(given.evaluation_config_params))
-        except (ValueError, TypeError) as error:
-            raise Failed(f"--evaluation_config_params: is not a JSON object ({error})") from error
-    known: dict[str, Any] = {
-        name: extra[name] for name in ("max_new_tokens", "max_rows", "batch_size") if name in extra
-    }
-    ignored = sorted(set(extra) - set(known))
+    known, ignored = settings(given.evaluation_config, given.evaluation_config_params)
     if ignored:
         print(f"evaluation_config: not used here: {', '.join(ignored)}")
+    return dataclasses.replace(given, **known)
+
+
+def settings(file: Path | None, text: str | None) -> tuple[dict[str, Any], list[str]]:
+    """(what is set, the names of what is not used here); Failed names what is wrong."""
+    extra: dict[str, Any] = {}
     try:
-        return spec.build(Spec, {**spec.words(given), **known})
+        if file is not None:
+            name = f"--evaluation_config: {file}"
+            extra.update(_object(file.read_text(encoding="utf-8-sig")))
+        if text:
+            name = "--evaluation_config_params"
+            extra.update(_object(text))
+    except OSError as error:
+        raise Failed(f"{name}: {error.strerror}") from error
+    except ValueError as error:
+        raise Failed(f"{name}: is not a JSON object ({error})") from error
+    extra = {name: value for name, value in extra.items() if value is not None}
+    known = {field.name for field in dataclasses.fields(Settings)} & set(extra)
+    try:
+        made = spec.build(Settings, {name: extra[name] for name in known})
     except spec.WrongWords as error:
-        raise Failed(f"evaluation_config: {error}") from error
+        raise Failed(f"evaluation_config: {str(error).removeprefix('--')}") from error
+    return {name: getattr(made, name) for name in known}, sorted(set(extra) - known)
+
+
+def _object(text: str) -> dict[str, Any]:
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError(f"it is a {type(value).__name__}")
+    return value
 
 
 def test_rows(given: Spec) -> Path:

@@ -81,6 +81,8 @@ def notes(given: Spec, *, gpus: int) -> list[str]:
             f"apply_deepspeed: DeepSpeed divides a model among GPUs and there {_are(gpus)} here;"
             " training goes on without it, with the same result"
         )
+    if given.deepspeed is not None and not given.apply_deepspeed:
+        said.append("deepspeed: the configuration is not used, as apply_deepspeed is false")
     if given.eval_accumulation_steps != -1:
         said.append("eval_accumulation_steps: only losses are kept in evaluation; nothing to move")
     return said

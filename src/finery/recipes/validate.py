@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from finery import checkpoint
-from finery.recipes import conversations, hyperparameters, spec
+from finery.recipes import conversations, evaluate, hyperparameters, spec
 from finery.recipes.hyperparameters import Hyperparameters
 from finery.recipes.spec import Failed, flag
 
@@ -158,24 +158,22 @@ def _check_words(given: Spec) -> None:
         raise Failed(str(error)) from error
     if source(given, "train") is None:
         raise Failed("--train_file_path: training rows are required (or --train_mltable_path)")
-    for name in ("finetune_config_path", "evaluation_config"):
-        path: Path | None = getattr(given, name)
-        if path is not None:
-            _check_json(name, path)
-    if given.evaluation_config_params:
-        try:
-            json.loads(given.evaluation_config_params)
-        except ValueError as error:
-            raise Failed(f"--evaluation_config_params: is not JSON ({error})") from error
+    if given.finetune_config_path is not None:
+        _check_json("finetune_config_path", given.finetune_config_path)
+    if given.deepspeed is not None:
+        _check_json("deepspeed", given.deepspeed)
+    evaluate.settings(given.evaluation_config, given.evaluation_config_params)
 
 
 def _check_json(name: str, path: Path) -> None:
     try:
-        json.loads(path.read_text(encoding="utf-8-sig"))
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise Failed(f"--{name}: {path}: {error.strerror}") from error
     except ValueError as error:
         raise Failed(f"--{name}: {path}: is not JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise Failed(f"--{name}: {path}: is not a JSON object")
 
 
 def _check_model(given: Spec) -> dict[str, str]:
