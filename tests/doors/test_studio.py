@@ -1,0 +1,91 @@
+"""The pages, as a browser without scripts gets them; nothing is started."""
+
+from __future__ import annotations
+
+import pytest
+from starlette.testclient import TestClient
+
+from finery import app
+from finery.config import Settings
+from finery.core import jobs, workspaces
+
+
+@pytest.fixture(scope="module")
+def platform(tmp_path_factory):
+    settings = Settings(home=tmp_path_factory.mktemp("home"), models="tiny")
+    made = app.create(settings, http="http://127.0.0.1:1", https="https://127.0.0.1:2")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def visitor(platform):
+    with TestClient(platform.asgi, follow_redirects=False) as made:
+        yield made
+
+
+@pytest.fixture
+def browser(platform, visitor):
+    key = (platform.settings.home / "admin.key").read_text()
+    assert visitor.post("/login", data={"key": key}).headers["location"] == "/studio"
+    return visitor
+
+
+@pytest.fixture(scope="module")
+def workspace(platform):
+    return workspaces.get(platform.store, *platform.house.default_workspace).id
+
+
+def put_job(platform, workspace, name, **given):
+    job = jobs.Job(name=name, workspace=workspace, spec=jobs.Command(command="true"), **given)
+    return jobs.create(platform.store, job)
+
+
+def test_a_visitor_is_sent_to_the_log_in_page_and_back(visitor):
+    assert visitor.get("/studio").headers["location"] == "/login?next=/studio"
+    answer = visitor.post("/login", data={"key": "wrong", "next": "/studio/jobs/j"})
+    assert "not this server" in answer.text and "set-cookie" not in answer.headers
+    assert 'value="/studio/jobs/j"' in answer.text
+
+
+@pytest.mark.parametrize("elsewhere", ["https://example.org", "//example.org", "/\\example.org"])
+def test_who_logs_in_is_never_sent_elsewhere(platform, visitor, elsewhere):
+    key = (platform.settings.home / "admin.key").read_text()
+    answer = visitor.post("/login", data={"key": key, "next": elsewhere})
+    assert answer.headers["location"] == "/studio"
+
+
+def test_the_overview_lists_jobs_and_the_catalog(platform, browser, workspace):
+    put_job(platform, workspace, "listed", display_name="<b>bold</b>")
+    page = browser.get("/studio").text
+    assert 'href="/studio/jobs/listed"' in page and "Phi-3-mini-4k-instruct" in page
+    assert "&lt;b&gt;bold" in page and "<b>bold" not in page
+    assert "--models tiny" in page
+
+
+def test_a_job_is_shown_with_its_outputs_warnings_and_whose_result_it_has(
+    platform, browser, workspace
+):
+    put_job(platform, workspace, "before")
+    put_job(
+        platform,
+        workspace,
+        "shown",
+        reused="before",
+        warnings=["this machine has 0"],
+        outputs={"model": "file:workspaceblobstore/azureml/before/model"},
+    )
+    page = browser.get("/studio/jobs/shown").text
+    assert 'href="/studio/jobs/before"' in page
+    assert "model: <code>workspaceblobstore/azureml/before/model</code>" in page
+    assert "this machine has 0" in page
+
+
+def test_a_job_that_is_not_there_is_not_found(browser):
+    assert browser.get("/studio/jobs/nobody").status_code == 404
+
+
+def test_logging_out_ends_it(browser):
+    assert browser.get("/studio").status_code == 200
+    browser.post("/logout")
+    assert browser.get("/studio").status_code == 303
