@@ -108,3 +108,17 @@ def test_a_warning_is_kept_once(store):
     assert jobs.warn(store, "a", "one GPU instead of eight").warnings == [
         "one GPU instead of eight"
     ]
+
+
+def test_a_pipeline_says_once_what_its_steps_were_warned_of_alike(store):
+    jobs.create(store, job("p"))
+    for step in ("x", "y", "z"):
+        made = jobs.create(store, job(step, parent="p", root="p", step=step))
+        jobs.warn(store, made.name, "no GPU")
+        jobs.warn(store, made.name, "no GPU")
+    jobs.warn(store, "z", "one process: no GPU")
+    assert jobs.get(store, "p").warnings == [
+        "steps 'x', 'y', 'z': no GPU",
+        "step 'z': one process: no GPU",
+    ]
+    assert jobs.get(store, "y").warnings == ["no GPU"]

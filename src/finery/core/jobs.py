@@ -7,6 +7,7 @@ a graph means).  This module writes wishes and statuses down; it starts nothing
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -352,14 +353,26 @@ def update(store: Store, name: str, **changed: Any) -> Job:
 
 
 def warn(store: Store, name: str, message: str) -> Job:
-    """Keep a warning on the job, once, and on its root, where it names the step."""
+    """Keep a warning on the job, once, and on its root, where it names its steps."""
     with store.transaction():
         job = get(store, name)
         if message in job.warnings:
             return job
-        if job.root != job.name and find(store, job.root) is not None:
-            warn(store, job.root, f"step {job.step!r}: {message}")
+        root = find(store, job.root) if job.root != job.name else None
+        if root is not None:
+            update(store, root.name, warnings=_of_step(root.warnings, job.step, message))
         return update(store, name, warnings=[*job.warnings, message])
+
+
+def _of_step(warnings: Sequence[str], step: str, message: str) -> Sequence[str]:
+    """Return a pipeline's warnings and a step's: one for all the steps that it is the same for."""
+    same = re.compile(rf"steps? (?P<named>'[^']*'(?:, '[^']*')*): {re.escape(message)}")
+    for at, warning in enumerate(warnings):
+        if found := same.fullmatch(warning):
+            named = dict.fromkeys([*found["named"].split(", "), repr(step)])
+            said = f"step{'s' * (len(named) > 1)} {', '.join(named)}: {message}"
+            return [*warnings[:at], said, *warnings[at + 1 :]]
+    return [*warnings, f"step {step!r}: {message}"]
 
 
 def cancel(store: Store, name: str) -> Job:
