@@ -262,7 +262,7 @@ def deploy(store: Store, deployment: Deployment) -> Deployment:
                 f"deployment {old.name!r} is being updated: wait for it",
                 target=old.name,
             )
-        changed = {**texts, "spec": deployment.spec}
+        changed = {**texts, "spec": deployment.spec, "warnings": deployment.warnings}
         if not _only_counts(old, deployment.spec):
             changed |= {"revision": old.revision + 1, "restarts": {}}
         if old.status == "creating":
@@ -337,15 +337,6 @@ def place(store: Store, deployment: Deployment, **changed: Any) -> Deployment:
     assert set(changed) <= {"addresses", "restarts"}
     with store.transaction():
         return _write(store, replace(_unchanged(store, deployment), **changed))
-
-
-def warn(store: Store, deployment: Deployment, message: str) -> Deployment:
-    """Keep a warning on the deployment, once."""
-    with store.transaction():
-        found = get_deployment(store, deployment.endpoint, deployment.name)
-        if message in found.warnings:
-            return found
-        return _write(store, replace(found, warnings=[*found.warnings, message]))
 
 
 def _only_counts(old: Deployment, spec: Serving) -> bool:

@@ -198,6 +198,8 @@ def test_a_deployment_of_a_stand_in_says_so_and_nothing_of_before(put: Put, home
         "mine": "1",
         "finery.warnings": "the model is a stand-in for some/model, to try things out",
     }
+    ready(home)
+    assert "finery.warnings" not in put(**SCRIPT).json()["properties"]["properties"]
 
 
 def test_the_operation_of_a_deployment_ends_when_it_is_ready(

@@ -66,6 +66,7 @@ def model_out(endpoint: Endpoint, deployments: Any) -> dict[str, Any]:
         "owned_by": "finery",
         "status": "succeeded" if ready else "pending",
         "deployments": [deployment.name for deployment in deployments],
+        "warnings": [said for deployment in deployments for said in deployment.warnings],
     }
 
 
