@@ -99,7 +99,7 @@ class Asset:
     archived: bool = False
     anonymous: bool = False
     hash: str = ""
-    made_by: str = ""  # the job that made it; one job makes one version of a name
+    made_by: str = ""  # JOB/OUTPUT that it is; one output makes one version of a name
     created_at: datetime = field(default_factory=ids.now)
     modified_at: datetime = field(default_factory=ids.now)
     created_by: str = ""
@@ -109,6 +109,11 @@ class Asset:
     def ref(self) -> str:
         """How other rows point to this version."""
         return f"asset:{self.kind}/{self.scope}/{self.name}/{self.version}"
+
+    @property
+    def maker(self) -> str:
+        """The job that made it; empty where no job did."""
+        return self.made_by.partition("/")[0]
 
 
 @dataclass(frozen=True, kw_only=True)

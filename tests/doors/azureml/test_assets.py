@@ -141,7 +141,11 @@ def test_a_model_comes_from_what_a_job_made(client, home: House):
     made = put(client, "models/m/versions/1700000000", modelUri=uri, modelType="custom_model")
     assert made["properties"]["modelUri"].endswith("/paths/azureml/j/trained_model")
     assert made["properties"]["jobName"] == "j" and made["properties"]["flavors"] == {}
-    assert assets.get(home.store, "ws", "model", "m").location == location
+    kept = assets.get(home.store, "ws", "model", "m")
+    assert kept.location == location
+    assets.create(home.store, replace(kept, name="own", extras={}, made_by="j/trained_model"))
+    own = client.get(f"{WS}/models/own/versions/1700000000").json()
+    assert own["properties"]["jobName"] == "j"
 
 
 def test_a_model_comes_from_what_a_job_left_in_its_folder(client, home: House, put_file):

@@ -137,7 +137,7 @@ def _model_out(house: House, workspace: Workspace | None, asset: Asset) -> dict[
         "modelUri": _uri(house, workspace, asset),
         "flavors": asset.extras.get("flavors", {}),
         "stage": asset.stage or None,
-        "jobName": asset.extras.get("jobName") or asset.made_by or None,
+        "jobName": asset.extras.get("jobName") or asset.maker or None,
         "systemMetadata": asset.extras.get("systemMetadata"),
     }
 
