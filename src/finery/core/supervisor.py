@@ -64,6 +64,7 @@ class Supervisor:
         self.upkeep = upkeep
         self._wake = threading.Event()
         self._over = threading.Event()
+        self._ticking = threading.Lock()
         self._pool = ThreadPoolExecutor(8, thread_name_prefix="step")
         self._at_work: set[str] = set()  # jobs whose step is in a thread of the pool
         self._steps: set[Future[None]] = set()
@@ -77,7 +78,8 @@ class Supervisor:
         while not self._over.is_set():
             begun = time.monotonic()
             try:
-                busy = self.tick()
+                with self._ticking:
+                    busy = not self._over.is_set() and self.tick()
             except Exception:  # the database may be locked or full: look again, never give up
                 logger.exception("a tick failed")
                 busy = False
@@ -89,7 +91,8 @@ class Supervisor:
     def end(self) -> None:
         self._over.set()
         self._wake.set()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        with self._ticking:  # a tick that is under way still gives out work
+            self._pool.shutdown(wait=True, cancel_futures=True)
 
     def tick(self) -> bool:
         """Take one step for everything; say whether anything is under way."""
