@@ -60,7 +60,9 @@ def _versions(door, filter: str, **more: object) -> list[str]:
 
 
 def test_what_another_door_registered_is_listed_and_says_where_it_lies(door) -> None:
-    _ours(door, "from-elsewhere", description="made elsewhere", tags={"a": "b"}, made_by="job-1/out")
+    _ours(
+        door, "from-elsewhere", description="made elsewhere", tags={"a": "b"}, made_by="job-1/out"
+    )
     [found] = _search(door, "name = 'from-elsewhere'")["model_versions"]
     assert found["version"] == "1"
     assert (
