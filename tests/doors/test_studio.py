@@ -61,6 +61,7 @@ def test_the_overview_lists_jobs_and_the_catalog(platform, browser, workspace):
     assert 'href="/studio/jobs/listed"' in page and "Phi-3-mini-4k-instruct" in page
     assert "&lt;b&gt;bold" in page and "<b>bold" not in page
     assert "--models tiny" in page
+    assert "A stand-in for microsoft/Phi-3-mini-4k-instruct." in page
 
 
 def test_a_job_is_shown_with_its_outputs_warnings_and_whose_result_it_has(
