@@ -20,6 +20,7 @@ from sqlalchemy import (
     String,
     Table,
     UniqueConstraint,
+    bindparam,
     insert,
     select,
 )
@@ -79,6 +80,15 @@ NAMES = Table(
     Column("extras", JSON, nullable=False),
     UniqueConstraint("scope", "kind", "name"),
 )
+
+# Asked most: made once.
+_NAMED = select(ASSETS).where(
+    ASSETS.c.scope == bindparam("scope"),
+    ASSETS.c.kind == bindparam("kind"),
+    ASSETS.c.name == bindparam("name"),
+)
+_VERSION = _NAMED.where(ASSETS.c.version == bindparam("version"))
+_LATEST = _NAMED.where(~ASSETS.c.archived).order_by(ASSETS.c.seq.desc()).limit(1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,13 +181,7 @@ def get(store: Store, scope: str, kind: str, name: str, version: str = "latest")
 def find(store: Store, scope: str, kind: str, name: str, version: str = "latest") -> Asset | None:
     if version != "latest":
         return _find(store, scope, kind, name, version)
-    query = select(ASSETS).where(
-        ASSETS.c.scope == scope,
-        ASSETS.c.kind == kind,
-        ASSETS.c.name == name,
-        ~ASSETS.c.archived,
-    )
-    row = store.row(query.order_by(ASSETS.c.seq.desc()).limit(1))
+    row = store.row(_LATEST, scope=scope, kind=kind, name=name)
     return _asset(row) if row else None
 
 
@@ -369,8 +373,7 @@ def _new_name(store: Store, asset: Asset) -> Name:
 
 
 def _find(store: Store, scope: str, kind: str, name: str, version: str) -> Asset | None:
-    what = Asset(scope=scope, kind=kind, name=name)
-    row = store.row(select(ASSETS).where(_is(ASSETS, what), ASSETS.c.version == version))
+    row = store.row(_VERSION, scope=scope, kind=kind, name=name, version=version)
     return _asset(row) if row else None
 
 
