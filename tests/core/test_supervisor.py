@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from dataclasses import asdict, replace
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ class FakeTracking:
     def __init__(self) -> None:
         self.opened: list[str] = []
         self.closed: dict[str, str] = {}
+        self.ended: dict[str, datetime | None] = {}
         self.trouble: dict[str, Exception] = {}
 
     def open(self, job: Job) -> dict[str, str]:
@@ -31,6 +33,7 @@ class FakeTracking:
     def close(self, job: Job) -> None:
         self._raise("close")
         self.closed[job.name] = job.status
+        self.ended[job.name] = job.ended_at
 
     def _raise(self, verb: str) -> None:
         if verb in self.trouble:
@@ -99,6 +102,19 @@ def house(store, files, tmp_path, engine):
 
 
 # -- one job ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("after, took", [(0.05, 0.05), (-0.05, 0)])
+def test_a_job_took_as_long_as_its_process_whenever_that_is_seen(house, engine, after, took):
+    house.submit()
+    house.tick()
+    begun = jobs.get(house.store, "j").started_at
+    engine.exits("job-j", ended_at=begun.timestamp() + after)
+    house.restart()
+    house.tick(2)
+    ended = jobs.get(house.store, "j").ended_at
+    assert (ended - begun).total_seconds() == pytest.approx(took, abs=1e-3)
+    assert house.tracking.ended["j"] == ended
 
 
 def test_a_job_goes_through_its_life_one_step_a_tick(house, engine):

@@ -336,7 +336,9 @@ def move(
         if to == "running":
             moved = replace(moved, started_at=now)
         if moved.final:
-            moved = replace(moved, ended_at=now, started_at=moved.started_at or now)
+            moved = replace(
+                moved, ended_at=moved.ended_at or now, started_at=moved.started_at or now
+            )
         _change(connection, current, moved)
         _event(connection, moved, error, now=now)
     return moved

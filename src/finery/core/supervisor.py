@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
@@ -329,9 +330,15 @@ class Supervisor:
             pass  # it ended, or was cancelled, in the meantime
 
     def _end(self, job: Job, to: str, *, error: str = "", target: str = "") -> None:
-        """Close the job's run, then write its end down: a repeat closes it again, no harm."""
+        """Close the job's run, then write its end down: a repeat closes it again, no harm.
+
+        It ended when its process did, which may be long before a server saw it.
+        """
+        ended = self.engine.report(launch.process_id(job)).ended_at
+        ended_at = datetime.fromtimestamp(ended, UTC) if ended is not None else ids.now()
+        ended_at = max(ended_at, job.started_at or ended_at)  # quicker than what was written down
         try:
-            self.tracking.close(replace(job, status=to, ended_at=ids.now()))
+            self.tracking.close(replace(job, status=to, ended_at=ended_at))
         except Exception as exc:  # what was trained is not lost for a metric
             logger.exception("job %s: its run cannot be closed", job.name)
             jobs.warn(self.store, job.name, f"its run was not closed: {exc}")
@@ -339,7 +346,7 @@ class Supervisor:
         if isinstance(job.spec, Command) and error and place.artifacts.exists():
             with suppress(OSError):  # a full disk may be why it ends
                 SystemLog(place).write(f"{to}: {error}")
-        jobs.move(self.store, job, to, error=error, target=target)
+        jobs.move(self.store, job, to, error=error, target=target, ended_at=ended_at)
         self.engine.forget(launch.process_id(job))
         self._wake.set()
 
