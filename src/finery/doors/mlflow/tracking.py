@@ -26,6 +26,9 @@ from finery.doors.mlflow.embedded import PREFIX, Embedded
 
 TOKEN_SECONDS = 30 * 24 * 3600  # a job that trains longer than this loses its metrics
 
+# Which of its two faces MLflow's page shows: the other one has no place for a run's charts.
+TRAINING = "workflowType=machine_learning"
+
 _STATUS = {"completed": "FINISHED", "failed": "FAILED", "cancelled": "KILLED"}
 _RUN_ID = re.compile(r"[A-Za-z0-9][\w-]{0,255}", re.A)
 _KEY = re.compile(r"[/\w.\- :]{1,250}", re.A)
@@ -88,7 +91,7 @@ class Tracking:
             run = session.get(models.SqlRun, id)
             if run is None:
                 raise NotFound(f"no run of a job named {job!r}", target=job)
-            return f"#/experiments/{run.experiment_id}/runs/{id}"
+            return f"#/experiments/{run.experiment_id}/runs/{id}?{TRAINING}"
 
     def _environment(self, job: Job, name: str, experiment: str, short: bool) -> dict[str, str]:
         caller = Caller(name=job.name, role="job", workspace=job.workspace)
