@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from importlinter.cli import lint_imports
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "finery"
@@ -32,11 +33,12 @@ MOST, MOST_INSIDE = 450, 500
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "mlflow", "pandas"}
 
 
-def test_the_import_rules_hold(capsys):
-    assert lint_imports(config_filename=str(ROOT / "pyproject.toml"), no_cache=True) == 0, (
-        capsys.readouterr().out
-    )
-    assert int(re.search(r"Contracts: (\d+) kept", capsys.readouterr().out)[1]) >= 6
+def test_the_import_rules_hold():
+    # In a process of its own: it writes to the terminal that it found when it was imported.
+    command = [Path(sys.executable).with_name("lint-imports"), "--no-cache"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert int(re.search(r"Contracts: (\d+) kept", done.stdout)[1]) >= 6
 
 
 @pytest.mark.parametrize("name", NAMED)
