@@ -17,14 +17,19 @@ def fill(folder: Path, source: Path) -> None:
         folders.link(source, part / "base" / source.name)
 
 
-def test_a_folder_can_be_filled_again_with_links_to_the_same_files(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("large", "linked"), [(0, True), (folders._LARGE, False)])
+def test_a_folder_can_be_filled_again_with_the_same_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large: int, linked: bool
+) -> None:
+    monkeypatch.setattr(folders, "_LARGE", large)
     source = tmp_path / "LICENSE"
     source.write_text("free")
     for _ in range(2):
         fill(tmp_path / "model", source)
     left = sorted(path.name for path in (tmp_path / "model").iterdir())
     assert left == ["LICENSE", "base", "config.json"]
-    assert (tmp_path / "model" / "LICENSE").samefile(source)
+    assert (tmp_path / "model" / "LICENSE").read_text() == "free"
+    assert (tmp_path / "model" / "LICENSE").samefile(source) == linked
 
 
 def test_what_is_not_finished_leaves_what_was_there(tmp_path: Path) -> None:

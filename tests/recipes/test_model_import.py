@@ -52,8 +52,12 @@ def test_code_comes_along_only_when_asked_for(catalog: Path, tmp_path: Path) -> 
     assert (out / "evil.py").is_file()
 
 
-def test_weights_are_linked_and_not_written_twice(imported: Path, base: Path) -> None:
-    assert (imported / "model.safetensors").samefile(base / "model.safetensors")
+def test_whoever_writes_into_an_imported_model_leaves_the_catalogs_alone(
+    imported: Path, base: Path
+) -> None:
+    for name in ("model.safetensors", "config.json"):
+        assert (imported / name).read_bytes() == (base / name).read_bytes()
+        assert not (imported / name).samefile(base / name)
 
 
 def test_a_pytorch_folder_goes_before_an_mlflow_model(

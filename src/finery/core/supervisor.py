@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 _BUSY_PAUSE = 0.05  # seconds between looks while something runs
 _IDLE_PAUSE = 1.0
-_REST = 0.02  # at most, after a tick that was asked for
+_REST = 0.1  # at most, after a tick that was asked for
 _MEMORY_SHARE = 0.9  # of the machine's memory: a job that takes more is ended, not the machine
 _HEADS = 8  # jobs of a queue that are looked at in a tick
 
@@ -85,7 +85,7 @@ class Supervisor:
                 logger.exception("a tick failed")
                 busy = False
             # However often it is woken, it leaves most of the time to those who wake it.
-            self._over.wait(min(4 * (time.monotonic() - begun), _REST))
+            self._over.wait(min(9 * (time.monotonic() - begun), _REST))
             self._wake.wait(_BUSY_PAUSE if busy else _IDLE_PAUSE)
             self._wake.clear()
 
@@ -235,6 +235,8 @@ class Supervisor:
             log.write(f"input {name}: {value}")
         log.write(f"command: {line}")
         assert isinstance(job.spec, Command)
+        if job.spec.shm_size:
+            log.write(f"shm_size {job.spec.shm_size}: shared memory is the machine's own here")
         env = {**self.tracking.open(job), **job.spec.env}
         process = launch.process(job, place, line, interpreter=interpreter, env=env)
         if jobs.get(self.store, job.name).status != "preparing":

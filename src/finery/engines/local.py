@@ -74,6 +74,11 @@ class LocalEngine:
         )
 
     def capacity(self) -> Capacity:
+        return self._capacity
+
+    @functools.cached_property
+    def _capacity(self) -> Capacity:
+        # Read once: it is asked many times a second, and a dozen files tell it.
         return Capacity(cpus=machine.cpus(), memory=machine.memory(), gpus=len(self._devices))
 
     def start(self, process: Process) -> None:

@@ -1,4 +1,4 @@
-"""Folders of model files: filled all or not at all, by links where the disk allows.
+"""Folders of model files: filled all or not at all, large files by links where the disk allows.
 
 A model folder is written into `.part` beside its place and moved in, its
 `config.json` (or `adapter_config.json`) last: a folder that has one is complete.
@@ -16,6 +16,7 @@ from typing import Any
 
 # Written last: a folder is taken for a model by these.
 LAST = ("adapter_config.json", "config.json", "MLmodel")
+_LARGE = 64 * 2**20  # bytes from which a link is worth that two names lead to one file
 
 
 @contextmanager
@@ -40,13 +41,19 @@ def filled(folder: Path) -> Iterator[Path]:
 
 
 def link(source: Path, target: Path) -> None:
-    """`target` becomes the same file as `source`, or a copy on another file system."""
+    """`target` becomes a copy of `source`, or the same file where that saves much disk.
+
+    Whoever writes into a linked file changes both, so small ones are copied.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     real = source.resolve()
-    try:
-        os.link(real, target)
-    except OSError:
-        shutil.copyfile(real, target)
+    if real.stat().st_size >= _LARGE:
+        try:
+            os.link(real, target)
+            return
+        except OSError:
+            pass  # another file system
+    shutil.copyfile(real, target)
 
 
 def link_tree(source: Path, target: Path, *, skip: tuple[str, ...] = ()) -> None:

@@ -50,7 +50,7 @@ def router(house: House) -> APIRouter:
     need = Depends(wire.need(house))
 
     @routes.put(f"{PATH}/{{name}}")
-    def submit(request: Request, name: str, body: Body, caller: Caller = need) -> Response:
+    async def submit(request: Request, name: str, body: Body, caller: Caller = need) -> Response:
         return _put(house, request, name, caller, body)
 
     @routes.get(f"{PATH}/{{name}}")
