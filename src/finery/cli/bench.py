@@ -110,14 +110,13 @@ def percentile(values: list[float], percent: float) -> float:
 
 def _target(args: argparse.Namespace) -> Target:
     from finery import cli, config
+    from finery.cli import lookups
     from finery.core import endpoints
-    from finery.core.store import Store, open_sqlite
 
-    home, database = config.home(args.home), config.database()
-    server = cli.server(home)
+    server = cli.server(config.home(args.home))
     if not args.request_file.is_file():
         raise Refused(f"there is no file {args.request_file}")
-    store = Store(database) if database else open_sqlite(home / "finery.db")
+    store, _, _ = lookups.open_home(args)
     found = endpoints.get(store, args.name)
     headers = {
         "Authorization": f"Bearer {found.keys['primary']}",

@@ -52,7 +52,7 @@ def job_list(args: argparse.Namespace) -> None:
     """List the newest jobs."""
     from finery.core import jobs
 
-    store, workspace, _ = _open(args)
+    store, workspace, _ = open_home(args)
     found = jobs.list(store, workspace, limit=args.limit).items
     documents = [_job(job) for job in found]
     headings = ("name", "display_name", "kind", "status", "created", "seconds")
@@ -63,7 +63,7 @@ def job_show(args: argparse.Namespace) -> None:
     """Show one job with its steps."""
     from finery.core import jobs
 
-    store, _, files = _open(args)
+    store, _, files = open_home(args)
     job = jobs.get(store, args.name)
     document = {
         **_job(job),
@@ -97,7 +97,7 @@ def job_logs(args: argparse.Namespace) -> None:
     """Print what a job wrote; a pipeline's steps one after the other."""
     from finery.core import jobs
 
-    store, workspace, files = _open(args)
+    store, workspace, files = open_home(args)
     job = jobs.get(store, args.name)
     if job.reused:
         print(f"(nothing: the result of {job.reused} was kept, and its log is there)")
@@ -113,7 +113,7 @@ def job_cancel(args: argparse.Namespace) -> None:
     """Ask for a job to end."""
     from finery.core import jobs
 
-    store, _, _ = _open(args)
+    store, _, _ = open_home(args)
     job = jobs.cancel(store, args.name)
     _table(args, [_job(job)], ("name", "status"))
 
@@ -122,7 +122,7 @@ def model_list(args: argparse.Namespace) -> None:
     """List the registered models, the newest version of each, and the catalog's."""
     from finery.core import assets
 
-    store, workspace, _ = _open(args)
+    store, workspace, _ = open_home(args)
     found = []
     for scope, kept in ((workspace, "workspace"), ("azureml", "catalog")):
         for name in assets.names(store, scope, "model", limit=1000).items:
@@ -148,7 +148,7 @@ def model_import(args: argparse.Namespace) -> None:
     from finery.core import assets, ids
     from finery.core.assets import Asset
 
-    store, workspace, files = _open(args)
+    store, workspace, files = open_home(args)
     folder = args.folder.resolve()
     if not folder.is_dir():
         raise Refused(f"{folder} is no folder")
@@ -188,7 +188,7 @@ def endpoint_list(args: argparse.Namespace) -> None:
     """List the endpoints with their deployments."""
     from finery.core import endpoints
 
-    store, workspace, _ = _open(args)
+    store, workspace, _ = open_home(args)
     found = []
     for endpoint in endpoints.list(store, workspace, limit=1000).items:
         rows: list[Deployment | None] = [*endpoints.deployments(store, endpoint.name)]
@@ -215,7 +215,7 @@ def endpoint_logs(args: argparse.Namespace) -> None:
     from finery.core import endpoints
     from finery.engines.local import LocalEngine
 
-    store, _, _ = _open(args)
+    store, _, _ = open_home(args)
     endpoint = endpoints.get(store, args.name)
     engine = LocalEngine(config.home(args.home))
     for deployment in endpoints.deployments(store, endpoint.name):
@@ -268,7 +268,7 @@ def _print_log(args: argparse.Namespace, store: Store, files: Files, name: str) 
         time.sleep(0.2)
 
 
-def _open(args: argparse.Namespace) -> tuple[Store, str, Files]:
+def open_home(args: argparse.Namespace) -> tuple[Store, str, Files]:
     """Return the home's store, the default workspace's id, and the files."""
     from finery.core import workspaces
     from finery.core.files import Files

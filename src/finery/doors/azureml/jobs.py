@@ -51,6 +51,7 @@ def router(house: House) -> APIRouter:
 
     @routes.put(f"{PATH}/{{name}}")
     async def submit(request: Request, name: str, body: Body, caller: Caller = need) -> Response:
+        # Here as well: threads that take turns at the store cost more than what they do there.
         return _put(house, request, name, caller, body)
 
     @routes.get(f"{PATH}/{{name}}")
