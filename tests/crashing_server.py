@@ -21,6 +21,7 @@ from finery.core.jobs import Job
 from finery.core.supervisor import Supervisor
 from finery.core.upkeep import Upkeep
 from finery.core.workspaces import Keys
+from finery.engines.environments import Environments
 from finery.engines.local import LocalEngine
 
 
@@ -38,11 +39,9 @@ def main(home: Path, moment: str = "", status: str = "") -> None:
     if moment:
         _die(moment, status)
 
-    def interpreter(_: object) -> Path:
-        return Path(sys.executable)
-
+    environments = Environments(home)
     upkeep = Upkeep(
-        store, files, home, engine=engine, keys=Keys(home), interpreter=interpreter, kind=str
+        store, files, home, engine=engine, keys=Keys(home), environments=environments, kind=str
     )
     supervisor = Supervisor(
         store,
@@ -50,7 +49,7 @@ def main(home: Path, moment: str = "", status: str = "") -> None:
         home,
         engine=engine,
         tracking=NoTracking(),
-        interpreter=interpreter,
+        environments=environments,
         upkeep=upkeep,
     )
     while jobs.unfinished(store):

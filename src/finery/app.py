@@ -10,7 +10,6 @@ import json
 import os
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -31,7 +30,6 @@ from finery.config import DEFAULT_WORKSPACE, Settings
 from finery.core import endpoints as core_endpoints
 from finery.core import jobs as core_jobs
 from finery.core import workspaces
-from finery.core.assets import Asset
 from finery.core.errors import Failure, Invalid, NotFound, Unavailable
 from finery.core.files import Files
 from finery.core.store import FULL, Store, sqlite_url
@@ -58,7 +56,7 @@ from finery.doors.mlflow.app import Mlflow
 from finery.doors.openai import chat as openai_chat
 from finery.doors.openai import wire as openai_wire
 from finery.doors.studio import pages
-from finery.engines import environments
+from finery.engines.environments import Environments
 from finery.engines.local import LocalEngine
 from finery.serving import spec as serving_spec
 
@@ -135,13 +133,14 @@ def create(settings: Settings, *, http: str, https: str) -> Platform:
     )
     mlflow = Mlflow(house, home, settings.database or None)
     way_in = scoring.Scoring(house)
+    built = Environments(home)
     upkeep = Upkeep(
         store,
         files,
         home,
         engine=engine,
         keys=keys,
-        interpreter=_interpreter,
+        environments=built,
         kind=_kind,
     )
     supervisor = Supervisor(
@@ -150,7 +149,7 @@ def create(settings: Settings, *, http: str, https: str) -> Platform:
         home,
         engine=engine,
         tracking=mlflow.tracking,
-        interpreter=_interpreter,
+        environments=built,
         upkeep=upkeep,
     )
     _furnish(house)
@@ -164,13 +163,6 @@ def create(settings: Settings, *, http: str, https: str) -> Platform:
         house=house,
         asgi=Access(_dispatch(_doors(house, way_in), mlflow=mlflow, way_in=way_in)),
     )
-
-
-def _interpreter(environment: Asset | None) -> Path:
-    """Return the Python that an environment asset means; no environment means our own."""
-    if environment is None:
-        return Path(sys.executable)
-    return environments.interpreter(environment.name, environment.spec)
 
 
 def _kind(folder: Path) -> str:

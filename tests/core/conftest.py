@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import text
 
 from finery.core import store as stores
-from finery.core.compute import Capacity, Process, Report
+from finery.core.compute import Capacity, Process, Report, Runtime
 from finery.core.files import Files
 from finery.core.store import Store
 
@@ -39,6 +39,24 @@ def _postgres() -> Store | None:
         connection.execute(text("drop schema public cascade"))
         connection.execute(text("create schema public"))
     return kept
+
+
+class FakeEnvironments:
+    """Environments that a test says something of: built at once unless it says otherwise."""
+
+    def __init__(self) -> None:
+        self.building = False
+        self.warnings: tuple[str, ...] = ()
+        self.trouble: Exception | None = None  # what `runtime` raises
+        self.asked: list[tuple[str, bool]] = []  # name, for serving
+
+    def runtime(self, environment, *, serving, log=None) -> Runtime | None:
+        self.asked.append((environment.name if environment else "", serving))
+        if self.trouble is not None:
+            raise self.trouble
+        if self.building:
+            return None
+        return Runtime(python="/usr/bin/python3", own=True, warnings=self.warnings)
 
 
 class FakeEngine:
@@ -104,3 +122,8 @@ class FakeEngine:
 @pytest.fixture
 def engine():
     return FakeEngine()
+
+
+@pytest.fixture
+def environments():
+    return FakeEnvironments()

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from finery.core import launch
+from finery.core.compute import Runtime
 from finery.core.errors import Invalid, NotFound
 from finery.core.jobs import Command, Input, Job
 
@@ -70,7 +71,7 @@ def test_a_recipe_needs_no_shell_and_may_start_warm(store, files, tmp_path):
     here = Path(sys.executable)
 
     def process(line):
-        return launch.process(job, place, line, interpreter=here, env={})
+        return launch.process(job, place, line, runtime=Runtime(python=str(here), own=True), env={})
 
     plain = process("python -m finery.recipes.convert --model_path '/a b'")
     assert plain.warm and plain.command == [

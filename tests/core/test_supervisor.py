@@ -5,13 +5,13 @@ from __future__ import annotations
 import errno
 from dataclasses import asdict, replace
 from datetime import datetime
-from pathlib import Path
 
 import pytest
 
 from finery.core import assets, compute, jobs
 from finery.core.assets import Asset
 from finery.core.compute import Capacity, Target
+from finery.core.errors import Invalid
 from finery.core.jobs import Command, Input, Job, Output, Pipeline, Step
 from finery.core.supervisor import Supervisor
 
@@ -48,7 +48,8 @@ class FakeUpkeep:
 class House:
     """A supervisor with what a test does to it, one tick after the other."""
 
-    def __init__(self, store, files, home, engine) -> None:
+    def __init__(self, store, files, home, engine, environments) -> None:
+        self.environments = environments
         self.store, self.engine, self.tracking = store, engine, FakeTracking()
         self.home, self.files = home, files
         self.restart()
@@ -61,7 +62,7 @@ class House:
             self.home,
             engine=self.engine,
             tracking=self.tracking,
-            interpreter=lambda environment: Path("/usr/bin/python3"),
+            environments=self.environments,
             upkeep=FakeUpkeep(),
         )
 
@@ -95,8 +96,8 @@ class House:
 
 
 @pytest.fixture
-def house(store, files, tmp_path, engine):
-    made = House(store, files, tmp_path, engine)
+def house(store, files, tmp_path, engine, environments):
+    made = House(store, files, tmp_path, engine, environments)
     yield made
     made.supervisor.end()
 
@@ -639,3 +640,24 @@ def test_work_that_was_done_is_not_done_again(house, store, engine):
     house.submit("anew", spec=anew)
     house.tick(5)
     assert (statuses(house, "anew"), house.steps("anew")["a"].reused) == ({"a": "running"}, None)
+
+
+def test_a_job_waits_for_its_environment_and_says_what_of_it_is_not_honoured(house):
+    house.environments.building = True
+    house.submit()
+    house.tick(3)
+    assert jobs.get(house.store, "j").status == "preparing"
+    assert not house.engine.started
+    house.environments.building = False
+    house.environments.warnings = ("python 3.8 was asked for",)
+    house.tick(2)
+    job = jobs.get(house.store, "j")
+    assert (job.status, job.warnings) == ("running", ["python 3.8 was asked for"])
+
+
+def test_a_job_whose_environment_cannot_be_built_fails_with_the_cause(house):
+    house.environments.trouble = Invalid("no package named nothing", target="environment")
+    house.submit()
+    house.tick(2)
+    job = jobs.get(house.store, "j")
+    assert job.status == "failed" and job.error["message"] == "no package named nothing"

@@ -23,7 +23,8 @@ from finery.core.workspaces import Keys
 class House:
     """The upkeep of one endpoint, `chat`, with what a test does to it."""
 
-    def __init__(self, store, files, home, engine) -> None:
+    def __init__(self, store, files, home, engine, environments) -> None:
+        self.environments = environments
         self.store, self.files, self.home, self.engine = store, files, home, engine
         self.now = time.time()
         self.well = True  # what instances say when they are probed
@@ -38,7 +39,7 @@ class House:
             self.home,
             engine=self.engine,
             keys=Keys(self.home),
-            interpreter=lambda environment: Path("/usr/bin/python3"),
+            environments=self.environments,
             kind=lambda model: "pyfunc",
             answers=self._answers,
             clock=lambda: self.now,
@@ -83,10 +84,10 @@ class House:
 
 
 @pytest.fixture
-def house(store, files, tmp_path, engine):
+def house(store, files, tmp_path, engine, environments):
     endpoints.create(store, Endpoint(name="chat", workspace="w"))
     files.path("w", "blob", "model").mkdir(parents=True)
-    return House(store, files, tmp_path, engine)
+    return House(store, files, tmp_path, engine, environments)
 
 
 # -- bringing up -----------------------------------------------------------------------

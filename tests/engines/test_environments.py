@@ -1,27 +1,24 @@
-"""Which interpreter an environment means."""
+"""What an environment becomes."""
 
 import sys
-from pathlib import Path
 
 import pytest
 
+from finery.core.assets import Asset
 from finery.core.errors import NotSupported
-from finery.engines import environments
+from finery.engines.environments import Environments
 
 
-def test_a_curated_environment_is_our_own_interpreter():
-    assert environments.interpreter("sklearn-1.5", {"kind": "curated"}) == Path(sys.executable)
+def named(name: str, **spec) -> Asset:
+    return Asset(scope="w", kind="environment", name=name, version="1", spec=spec)
 
 
-@pytest.mark.parametrize(
-    ("kind", "said"),
-    [
-        ("conda", "conda file"),
-        ("build", "build context"),
-        ("image", "Docker image"),
-        ("", "nothing"),
-    ],
-)
-def test_what_would_have_to_be_built_is_refused_by_name(kind, said):
-    with pytest.raises(NotSupported, match=f"'mine'.*{said}"):
-        environments.interpreter("mine", {"kind": kind})
+def test_a_curated_environment_is_our_own_interpreter(tmp_path):
+    found = Environments(tmp_path).runtime(named("sklearn-1.5", kind="curated"), serving=False)
+    assert found is not None
+    assert (found.python, found.own, found.image) == (sys.executable, True, "")
+
+
+def test_what_cannot_be_made_from_is_refused_by_name(tmp_path):
+    with pytest.raises(NotSupported, match="'mine'.*nothing"):
+        Environments(tmp_path).runtime(named("mine", kind=""), serving=False)

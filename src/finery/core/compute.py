@@ -30,6 +30,7 @@ from sqlalchemy import (
 )
 
 from finery.core import ids
+from finery.core.assets import Asset
 from finery.core.errors import Invalid, NotFound
 from finery.core.store import Page, Store, When, metadata, page
 
@@ -72,6 +73,8 @@ class Process:
     ranks: int = 1  # so many copies, told apart by RANK, LOCAL_RANK and WORLD_SIZE
     cpus: float | None = None  # limits where the machine allows them; None: no limit
     memory: int | None = None  # bytes
+    shm_size: int | None = None  # bytes of shared memory, where the engine gives each its own
+    image: str = ""  # of the container that it runs in; empty: none, a process of this machine
     gpus: tuple[int, ...] = ()  # indices of the devices it may see
     warm: bool = False  # [python, -m, MODULE, ...] of our own environment: may be forked warm
     timeout: float | None = None  # seconds; the engine ends it then, and says so in the report
@@ -82,6 +85,23 @@ class Process:
         if self.ranks == 1:
             return self.log
         return self.log.with_name(f"{self.log.stem}_process_{rank:02d}{self.log.suffix}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """The Python that an environment has become: an interpreter here, or one in a container."""
+
+    python: str  # its path, here or in the container
+    image: str = ""  # of the container; empty: none
+    own: bool = False  # the server's own, of which our programs may be forked warm
+    warnings: tuple[str, ...] = ()  # what the environment asks for and does not get here
+
+    @property
+    def env(self) -> dict[str, str]:
+        """What makes `python` in a command line mean this one."""
+        if self.image:
+            return {}
+        return {"PATH": f"{Path(self.python).parent}:/usr/local/bin:/usr/bin:/bin"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +156,21 @@ class Engine(Protocol):
 
     def forget(self, id: str) -> None:
         """Drop what is kept of a process that has exited.  Unknown is fine."""
+
+
+class Environments(Protocol):
+    """Turns environments into something that runs.  Returns at once; may be called again."""
+
+    def runtime(
+        self, environment: Asset | None, *, serving: bool, log: Path | None = None
+    ) -> Runtime | None:
+        """Return what runs in an environment; None while it is being built: ask again.
+
+        No environment means our own interpreter.  `serving`: it has to hold what
+        a serving process needs as well.  `log`: where the log of its building is
+        to be seen, where there is one, from the first line on.  Raises `Failure`
+        with the cause where it cannot be had.
+        """
 
 
 def last_words(engine: Engine, id: str, *, home: Path) -> str:

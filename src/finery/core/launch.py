@@ -10,7 +10,6 @@ import posixpath
 import re
 import shlex
 import shutil
-import sys
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ from pathlib import Path
 
 from finery.core import assets, references
 from finery.core.assets import Asset
-from finery.core.compute import Process
+from finery.core.compute import Process, Runtime
 from finery.core.errors import Invalid, NotFound, Unavailable
 from finery.core.files import Files
 from finery.core.jobs import Command, Input, Job
@@ -46,6 +45,10 @@ class Folder:
     @property
     def system_log(self) -> Path:
         return self.artifacts / "system_logs" / "finery.log"
+
+    @property
+    def build_log(self) -> Path:
+        return self.artifacts / "system_logs" / "environment.log"
 
 
 def folder(home: Path, files: Files, job: Job) -> Folder:
@@ -134,17 +137,18 @@ def _word(match: re.Match[str], path: str) -> str:
 
 
 def process(
-    job: Job, place: Folder, line: str, *, interpreter: Path, env: Mapping[str, str]
+    job: Job, place: Folder, line: str, *, runtime: Runtime, env: Mapping[str, str]
 ) -> Process:
-    """Return the process that runs `line`, with the interpreter's folder first on its path."""
+    """Return the process that runs `line`, where `python` is the runtime's."""
     assert isinstance(job.spec, Command)
-    recipe = _recipe(line, interpreter)
+    recipe = _recipe(line, runtime)
     return Process(
         id=process_id(job),
         command=recipe or ["bash", "-c", line],
         cwd=place.work,
         log=place.std_log,
-        env={**env, "PATH": f"{interpreter.parent}:/usr/local/bin:/usr/bin:/bin"},
+        env={**env, **runtime.env},
+        image=runtime.image,
         ranks=job.lease.get("ranks", 1),
         memory=job.lease.get("memory"),
         gpus=tuple(job.lease.get("gpus", ())),
@@ -158,16 +162,16 @@ def environment(store: Store, job: Job) -> Asset | None:
     return assets.by_ref(store, job.spec.environment) if job.spec.environment else None
 
 
-def _recipe(line: str, interpreter: Path) -> list[str] | None:
+def _recipe(line: str, runtime: Runtime) -> list[str] | None:
     """Return a recipe's own command as an argument vector: it needs no shell between."""
-    if str(interpreter) != sys.executable or not _PLAIN.fullmatch(line):
+    if not runtime.own or not _PLAIN.fullmatch(line):
         return None
     try:
         words = shlex.split(line)
     except ValueError:
         return None  # a quote without its other half: the shell says so in the job's log
     if words[:2] == ["python", "-m"] and words[2:3] and words[2].startswith(_RECIPES):
-        return [str(interpreter), *words[1:]]
+        return [runtime.python, *words[1:]]
     return None
 
 

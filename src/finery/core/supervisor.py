@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import replace
@@ -21,7 +21,7 @@ from typing import Protocol
 
 from finery.core import assets, compute, ids, jobs, launch, pipelines
 from finery.core.assets import Asset
-from finery.core.compute import Capacity, Engine
+from finery.core.compute import Capacity, Engine, Environments
 from finery.core.errors import Conflict, Failure
 from finery.core.files import Files
 from finery.core.jobs import Command, Job, Pipeline, Queue
@@ -57,11 +57,11 @@ class Supervisor:
         *,
         engine: Engine,
         tracking: Tracking,
-        interpreter: Callable[[Asset | None], Path],
+        environments: Environments,
         upkeep: Upkeep,
     ) -> None:
         self.store, self.files, self.home = store, files, home
-        self.engine, self.tracking, self.interpreter = engine, tracking, interpreter
+        self.engine, self.tracking, self.environments = engine, tracking, environments
         self.upkeep = upkeep
         self._wake = threading.Event()
         self._over = threading.Event()
@@ -224,11 +224,14 @@ class Supervisor:
         assert isinstance(job.spec, Command)
         place = launch.prepare(self.store, self.files, self.home, job)
         log = SystemLog(place)
-        interpreter = self.interpreter(launch.environment(self.store, job))
+        environment = launch.environment(self.store, job)
+        runtime = self.environments.runtime(environment, serving=False, log=place.build_log)
+        if runtime is None:
+            return  # it is being built; asked again at the next tick
         values = launch.inputs(self.store, self.files, place, job)
         locations, paths = launch.outputs(self.files, job)
         line = launch.render(job.spec, values, paths)
-        for warning in self._shortfalls(job):
+        for warning in [*runtime.warnings, *self._shortfalls(job)]:
             log.write(f"warning: {warning}")
             job = jobs.warn(self.store, job.name, warning)
         for name, value in values.items():
@@ -238,7 +241,7 @@ class Supervisor:
         if job.spec.shm_size:
             log.write(f"shm_size {job.spec.shm_size}: shared memory is the machine's own here")
         env = {**self.tracking.open(job), **job.spec.env}
-        process = launch.process(job, place, line, interpreter=interpreter, env=env)
+        process = launch.process(job, place, line, runtime=runtime, env=env)
         if jobs.get(self.store, job.name).status != "preparing":
             return  # cancelled while all this was made ready
         self.engine.start(process)

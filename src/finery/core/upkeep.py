@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from finery.core import assets, compute, endpoints, references
-from finery.core.assets import Asset
-from finery.core.compute import Engine, Process, Report
+from finery.core.compute import Engine, Environments, Process, Report
 from finery.core.endpoints import Deployment
 from finery.core.errors import Conflict, Failure
 from finery.core.files import Files
@@ -55,14 +54,14 @@ class Upkeep:
         *,
         engine: Engine,
         keys: Keys,
-        interpreter: Callable[[Asset | None], Path],
+        environments: Environments,
         kind: Callable[[Path], str],
         answers: Callable[[str, float], bool] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.store, self.files, self.home = store, files, home
         self.engine, self.keys = engine, keys
-        self.interpreter, self.kind = interpreter, kind
+        self.environments, self.kind = environments, kind
         self.answers, self.clock = answers or _answers, clock
         self._watches: dict[str, Watch] = {}
         self._falls: dict[tuple[str, int, int], int] = {}  # of an instance, one soon after another
@@ -239,24 +238,28 @@ class Upkeep:
         id = deployment.process(instance)
         place = self._place(deployment) / id
         place.mkdir(parents=True, exist_ok=True)
+        environment = assets.by_ref(self.store, spec.environment) if spec.environment else None
+        log = place / "environment.log"
+        runtime = self.environments.runtime(environment, serving=True, log=log)
+        if runtime is None:
+            return  # it is being built; asked again at the next tick
         document = self._document(deployment, place)
         (place / _SPEC).write_text(json.dumps(document, indent=1))
-        environment = assets.by_ref(self.store, spec.environment) if spec.environment else None
-        interpreter = self.interpreter(environment)
         env = {
             **spec.env,
             "FINERY_SERVING_SECRET": self.keys.derived("serving", id),
             "FINERY_DEPLOYMENT": deployment.name,
-            "PATH": f"{interpreter.parent}:/usr/local/bin:/usr/bin:/bin",
+            **runtime.env,
         }
         process = Process(
             id=id,
-            command=[str(interpreter), "-m", "finery.serving.host", str(place / _SPEC)],
+            command=[runtime.python, "-m", "finery.serving.host", str(place / _SPEC)],
             cwd=place,
             log=place / "log.txt",
             env=env,
             gpus=self._device(deployment, instance),
-            warm=True,
+            image=runtime.image,
+            warm=runtime.own,
             grace=_GRACE,
         )
         self.engine.start(process)

@@ -1,4 +1,4 @@
-"""Which interpreter a job's environment means.
+"""What an environment becomes: an interpreter of this machine.
 
 So far one: our own, which the curated environments of the catalog stand for.
 What would have to be built (conda, a Docker context or image) is refused by
@@ -8,26 +8,32 @@ name; nothing is built here yet.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
+from finery.core.assets import Asset
+from finery.core.compute import Runtime
 from finery.core.errors import NotSupported
 
 MADE_FROM = {"conda": "a conda file", "build": "a Docker build context", "image": "a Docker image"}
+OWN = Runtime(python=sys.executable, own=True)
 
 
-def interpreter(name: str, spec: Mapping[str, object]) -> Path:
-    """Return the Python that runs a job in the environment `name`.
+class Environments:
+    """The environments of one home.  The contract is `core.compute.Environments`."""
 
-    `spec["kind"]` is `curated` where the catalog says that our own interpreter
-    has what the name stands for.  Raises `NotSupported` for any other kind.
-    """
-    kind = str(spec.get("kind", ""))
-    if kind == "curated":
-        return Path(sys.executable)
-    raise NotSupported(
-        f"the environment {name!r} is made from {MADE_FROM.get(kind, 'nothing we know')}, and "
-        "none are built here yet: name one of the azureml registry instead, such as "
-        "acft-hf-nlp-gpu (Finery's own Python, with PyTorch, transformers and MLflow)",
-        target="environment",
-    )
+    def __init__(self, home: Path) -> None:
+        self.home = home / "environments"
+
+    def runtime(
+        self, environment: Asset | None, *, serving: bool, log: Path | None = None
+    ) -> Runtime | None:
+        if environment is None or environment.spec.get("kind") == "curated":
+            return OWN
+        kind = str(environment.spec.get("kind", ""))
+        raise NotSupported(
+            f"the environment {environment.name!r} is made from "
+            f"{MADE_FROM.get(kind, 'nothing we know')}, and none are built here yet: name one of "
+            "the azureml registry instead, such as acft-hf-nlp-gpu (Finery's own Python, with "
+            "PyTorch, transformers and MLflow)",
+            target="environment",
+        )
