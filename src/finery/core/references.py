@@ -11,9 +11,11 @@ what an earlier step has yet to make.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path, PurePosixPath
 
 from finery.core import assets, jobs
+from finery.core.assets import Asset
 from finery.core.errors import Conflict, NotFound
 from finery.core.files import Files
 from finery.core.jobs import Job
@@ -21,6 +23,11 @@ from finery.core.store import Store
 
 ARTIFACTS = "workspaceartifactstore"  # the datastore of what jobs leave behind
 OUTPUTS = "workspaceblobstore"  # the datastore of named outputs
+
+# The places that `artifacts` and `output` give, and a reference that is not followed yet.
+_MADE = re.compile(
+    rf"(?:job:|file:{ARTIFACTS}/ExperimentRun/dcid\.|file:{OUTPUTS}/azureml/)(?P<job>[^/]+)/"
+)
 
 
 def location(store: Store, ref: str) -> tuple[str, str]:
@@ -56,6 +63,14 @@ def artifacts(job: str, path: str = "") -> str:
 def output(job: str, name: str) -> str:
     """Return the location of a named output, where the caller chose none."""
     return f"file:{OUTPUTS}/azureml/{job}/{name}"
+
+
+def maker(asset: Asset) -> str:
+    """Return the job whose output or artifact an asset is; empty where no job made it."""
+    if asset.made_by:
+        return asset.maker
+    found = _MADE.match(asset.location)
+    return found["job"] if found else ""
 
 
 def _of_job(job: Job, rest: str) -> str:

@@ -57,7 +57,8 @@ def name_out(name: Name, latest: list[Any]) -> Any:
 def version_out(house: House, asset: Asset, name: Name, *, short: bool) -> Any:
     """`short`: run ids are (see `tracking.run_id`)."""
     ours = asset.extras.get(OURS, {})
-    made_in = run_of(asset.maker, short=short) if asset.maker else None
+    maker = references.maker(asset)
+    made_in = run_of(maker, short=short) if maker else None
     return ModelVersion(
         name=asset.name,
         version=asset.version,
