@@ -1,0 +1,152 @@
+"""The stand-in's shape: Florence-2's own classes, small. Tokenizer, processor and empty model.
+
+What it learns is lessons.py and build.py; nothing here is trained but the tokenizer's merges.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import (
+    BartConfig,
+    BartTokenizer,
+    CLIPImageProcessorPil,
+    Florence2Config,
+    Florence2ForConditionalGeneration,
+    Florence2Processor,
+)
+from transformers.models.florence2.configuration_florence2 import Florence2VisionConfig
+
+SIDE = 160  # pixels of the model's picture; the real one has 768
+STRIDES = (4, 2, 2)  # 160 pixels become 10 by 10 places
+GRID = SIDE // 16
+SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+# The tokens that Florence-2 adds to BART's, those that mark its own training data left out.
+ADDED = ["<od>", "</od>", "<ocr>", "</ocr>", *(f"<loc_{n}>" for n in range(1000))]
+ADDED += ["<cap>", "</cap>", "<grounding>", "</grounding>", "<seg>", "</seg>", "<sep>", "<poly>"]
+ADDED += ["</poly>", "<and>", "<proposal>", "</proposal>"]
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def documents() -> ModuleType:
+    """The generator, which lives with the example that people copy."""
+    if "documents" not in sys.modules:
+        path = ROOT / "examples" / "florence2_vqa" / "documents.py"
+        spec = importlib.util.spec_from_file_location("documents", path)
+        assert spec and spec.loader
+        made = importlib.util.module_from_spec(spec)
+        sys.modules["documents"] = made
+        spec.loader.exec_module(made)
+    return sys.modules["documents"]
+
+
+def phrases() -> list[str]:
+    """What the tokenizer has words for: prompts, questions, labels. Names and numbers are spelled."""
+    docs = documents()
+    asked = {q.text for d in docs.make(2000, 0, "words") for q in d.questions}
+    tasks = [
+        "What is the text in the image?",
+        "What is the text in the image, with regions?",
+        "What does the image describe?",
+        "What text is in the region ?",
+        "Locate the phrases in the caption:",
+        "Locate in the image.",
+        "a form a receipt a table a letter with lines",
+        "<DocVQA>",
+    ]
+    labels = "Name City Date Phone No. Receipt Total Item Qty Price your order is ready. Please "
+    labels += "pay send You owe us Yours, Regards, Dear Mr. Ms."
+    words = [*docs.GOODS, *labels.split(), *docs.TITLES["form"], *docs.TITLES["table"]]
+    words += [*docs.SHOPS[0], *docs.SHOPS[1]]
+    return [*sorted(asked), *tasks, *words, *(f" {word}" for word in words)] * 20
+
+
+def tokenizer() -> BartTokenizer:
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=1100,
+        special_tokens=SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    inner.train_from_iterator(phrases(), trainer)
+    learned = json.loads(inner.to_str())["model"]
+    made = BartTokenizer(
+        vocab=learned["vocab"],
+        merges=[tuple(pair) for pair in learned["merges"]],
+        extra_special_tokens={"image_token": "<image>"},
+        model_max_length=1024,
+    )
+    made.add_tokens(ADDED)
+    return made
+
+
+def processor(tokens: BartTokenizer) -> Florence2Processor:
+    pictures = CLIPImageProcessorPil(
+        size={"height": SIDE, "width": SIDE}, do_center_crop=False, resample=3
+    )
+    pictures.image_seq_length = GRID * GRID + 1
+    kinds = ("pure_text", "description_with_bboxes", "description_with_polygons", "polygons")
+    kinds += ("bboxes", "description_with_bboxes_or_polygons", "phrase_grounding", "ocr")
+    parsers: dict[str, dict[str, Any]] = {kind: {} for kind in kinds}
+    return Florence2Processor(
+        image_processor=pictures, tokenizer=tokens, post_processor_config=parsers
+    )
+
+
+def model(
+    tokens: BartTokenizer,
+    *,
+    width: int = 160,
+    vision: tuple[int, ...] = (48, 96, 160),
+    layers: tuple[int, int] = (2, 3),
+) -> Florence2ForConditionalGeneration:
+    eyes = Florence2VisionConfig(
+        depths=(1,) * len(vision),
+        patch_size=(7, 3, 3),
+        patch_stride=STRIDES,
+        patch_padding=(3, 1, 1),
+        patch_prenorm=(False, True, True),
+        embed_dim=vision,
+        num_heads=tuple(size // 16 for size in vision),
+        num_groups=tuple(size // 16 for size in vision),
+        window_size=10,
+        drop_path_rate=0.0,
+        projection_dim=width,
+        max_position_embeddings=50,
+    )
+    text = BartConfig(
+        vocab_size=len(tokens) + 2,
+        d_model=width,
+        encoder_layers=layers[0],
+        decoder_layers=layers[1],
+        encoder_attention_heads=width // 32,
+        decoder_attention_heads=width // 32,
+        encoder_ffn_dim=2 * width,
+        decoder_ffn_dim=2 * width,
+        max_position_embeddings=512,
+        dropout=0.0,
+        bos_token_id=tokens.bos_token_id,
+        eos_token_id=tokens.eos_token_id,
+        pad_token_id=tokens.pad_token_id,
+        decoder_start_token_id=tokens.eos_token_id,
+        forced_eos_token_id=tokens.eos_token_id,
+        forced_bos_token_id=None,
+        init_std=0.05,  # the usual 0.02 learns far slower at this width
+    )
+    config = Florence2Config(
+        text_config=text, vision_config=eyes, image_token_id=tokens.image_token_id
+    )
+    config.pad_token_id = tokens.pad_token_id  # Seq2SeqTrainer asks for it here
+    made = Florence2ForConditionalGeneration(config)
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id", "forced_eos_token_id"):
+        setattr(made.generation_config, name, getattr(text, name))
+    made.generation_config.decoder_start_token_id = tokens.eos_token_id
+    return made
