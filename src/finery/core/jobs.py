@@ -1,8 +1,9 @@
 """Jobs: create, get, list, cancel, move: what was asked for and what became of it.
 
-A job is one run of a command, or a graph of such runs (`pipelines.py` has what
-a graph means).  This module writes wishes and statuses down; it starts nothing
-(the supervisor does, through an engine) and speaks no HTTP (the doors do).
+A job is one run of a command, a graph of such runs, or many runs with other
+values (`work.py` has what each of them asks for).  This module writes wishes and
+statuses down; it starts nothing (the supervisor does, through an engine) and
+speaks no HTTP (the doors do).
 """
 
 from __future__ import annotations
@@ -29,9 +30,12 @@ from sqlalchemy import (
 )
 from sqlalchemy import update as update_rows
 
-from finery.core import ids, status
+from finery.core import ids, status, work
 from finery.core.errors import AlreadyExists, Conflict, NotFound
 from finery.core.store import EVENTS, Page, Store, When, metadata, page
+from finery.core.work import Command, Input, Output, Pipeline, Step, Sweep
+
+__all__ = ["Command", "Input", "Job", "Output", "Pipeline", "Queue", "Step", "Sweep"]
 
 JOBS = Table(
     "jobs",
@@ -87,86 +91,12 @@ _QUEUES = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Input:
-    """A value, or something that becomes a path (or an address) in the job.
-
-    `value` is a literal's text, or a reference: see `files.py`.  In a step of
-    a pipeline it may be a binding: `${{parent.inputs.x}}` or
-    `${{parent.jobs.step.outputs.y}}`.
-    """
-
-    value: str
-    type: str = "literal"  # literal, uri_file, uri_folder, mltable, custom_model, mlflow_model, …
-    mode: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Output:
-    """A place that the job may write to; `asset` is the name it is registered under."""
-
-    type: str = "uri_folder"
-    mode: str = ""
-    location: str = ""  # a reference chosen by the caller; empty: ours to choose
-    asset: str = ""
-    version: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Command:
-    """One process (or one per rank) that ends."""
-
-    command: str
-    code: str = ""  # a reference to a folder, copied into the working directory
-    environment: str = ""  # a reference to an environment
-    env: dict[str, str] = field(default_factory=dict)
-    inputs: dict[str, Input] = field(default_factory=dict)
-    outputs: dict[str, Output] = field(default_factory=dict)
-    distribution: str = ""  # pytorch, mpi, tensorflow
-    ranks: int = 1  # per node
-    nodes: int = 1
-    shm_size: str = ""
-    timeout: float | None = None  # seconds
-    deterministic: bool = False
-    optional: tuple[str, ...] = ()  # inputs that may be unset: `$[[…]]` around them drops out
-
-
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """One node of a pipeline: a component with its inputs bound."""
-
-    component: str  # a reference to a component
-    inputs: dict[str, Input] = field(default_factory=dict)
-    outputs: dict[str, str] = field(default_factory=dict)  # ours -> the pipeline's
-    registered: dict[str, Output] = field(default_factory=dict)  # ours -> how it is kept
-    compute: str = ""  # a name or a binding
-    ranks: str = ""  # a number or a binding; empty: the component's own
-    nodes: str = ""
-    shm_size: str = ""
-    timeout: float | None = None
-    env: dict[str, str] = field(default_factory=dict)
-    display_name: str = ""
-    force_rerun: bool | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pipeline:
-    """A job made of jobs."""
-
-    steps: dict[str, Step] = field(default_factory=dict)
-    inputs: dict[str, Input] = field(default_factory=dict)
-    outputs: dict[str, Output] = field(default_factory=dict)
-    compute: str = ""  # for steps that name none
-    continue_on_step_failure: bool = True
-    force_rerun: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
 class Job:
     """One job.  Frozen: `move` and `update` return the next version of it."""
 
     name: str
     workspace: str
-    spec: Command | Pipeline
+    spec: Command | Pipeline | Sweep
     status: str = "queued"
     error: dict[str, Any] | None = None  # message, target
     warnings: list[str] = field(default_factory=list)
@@ -181,7 +111,7 @@ class Job:
     root: str = ""
     step: str = ""
     fingerprint: str | None = None  # equal for steps that would do the same work
-    reused: str | None = None  # the job whose outputs these are
+    reused: str | None = None  # the job whose outputs these are: done before, or a sweep's best
     lease: dict[str, Any] = field(default_factory=dict)  # what the machine gave it: gpus, ranks
     archived: bool = False
     created_by: str = ""
@@ -192,7 +122,7 @@ class Job:
 
     @property
     def kind(self) -> str:
-        return "command" if isinstance(self.spec, Command) else "pipeline"
+        return work.kind(self.spec)
 
     @property
     def final(self) -> bool:
@@ -410,26 +340,4 @@ def _job(row: Any) -> Job:
     doc = dict(zip(_COLUMNS, row, strict=True))
     kind, spec = doc.pop("kind"), doc.pop("spec")
     del doc["seq"], doc["final"]
-    return Job(spec=_command(spec) if kind == "command" else _pipeline(spec), **doc)
-
-
-def _command(doc: dict[str, Any]) -> Command:
-    return Command(**{**doc, **_ports(doc), "optional": tuple(doc["optional"])})
-
-
-def _pipeline(doc: dict[str, Any]) -> Pipeline:
-    steps = {name: _step(step) for name, step in doc["steps"].items()}
-    return Pipeline(**{**doc, **_ports(doc), "steps": steps})
-
-
-def _step(doc: dict[str, Any]) -> Step:
-    inputs = {name: Input(**value) for name, value in doc["inputs"].items()}
-    registered = {name: Output(**value) for name, value in doc["registered"].items()}
-    return Step(**{**doc, "inputs": inputs, "registered": registered})
-
-
-def _ports(doc: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "inputs": {name: Input(**value) for name, value in doc["inputs"].items()},
-        "outputs": {name: Output(**value) for name, value in doc["outputs"].items()},
-    }
+    return Job(spec=work.read(kind, spec), **doc)
