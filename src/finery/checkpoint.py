@@ -154,6 +154,17 @@ def tokenizer(folder: str | Path, *, trust_remote_code: bool = False) -> PreTrai
     raise NoModel(f"{folder}: there is no tokenizer in this model")
 
 
+def processor(folder: str | Path) -> Any:
+    """The processor (pictures and text) that goes with the vision model in `folder`."""
+    from transformers import AutoProcessor
+
+    here = find(folder)
+    if (here / ADAPTER).is_file() and not (here / "processor_config.json").is_file():
+        under = base(here)
+        here = find(under) if isinstance(under, Path) else download(under)
+    return AutoProcessor.from_pretrained(str(here))
+
+
 def load(
     folder: str | Path,
     *,
@@ -167,8 +178,6 @@ def load(
     `dtype` is transformers' word ("auto", "float32", "bfloat16", "float16"); `options`
     go to `from_pretrained` (attn_implementation, ignore_mismatched_sizes, …).
     """
-    from transformers import AutoModelForCausalLM
-
     options = {"dtype": dtype, "trust_remote_code": trust_remote_code, **options}
     options["use_safetensors"] = True
     here = find(folder)
@@ -180,7 +189,7 @@ def load(
         under = base(here)
         under = find(under) if isinstance(under, Path) else download(under)
         _consider(under)
-        model: Any = AutoModelForCausalLM.from_pretrained(str(under), **options)
+        model: Any = _class(under).from_pretrained(str(under), **options)
         with warnings.catch_warnings():
             # peft still asks transformers under a name that transformers has deprecated.
             warnings.simplefilter("ignore", FutureWarning)
@@ -188,11 +197,20 @@ def load(
     else:
         here = fetch(folder, trust_remote_code=trust_remote_code)
         _consider(here)
-        model = AutoModelForCausalLM.from_pretrained(str(here), **options)
+        model = _class(here).from_pretrained(str(here), **options)
     if device is not None:
         model = model.to(device)
     loaded: PreTrainedModel = model.eval()
     return loaded
+
+
+def _class(here: Path) -> Any:
+    """Florence-2 reads pictures and has a class of its own; the rest are language models."""
+    import transformers
+
+    if _json(here / "config.json").get("model_type") == "florence2":
+        return transformers.Florence2ForConditionalGeneration
+    return transformers.AutoModelForCausalLM
 
 
 def _told(folder: str | Path, word: str) -> str:

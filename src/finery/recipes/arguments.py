@@ -45,30 +45,42 @@ def build(given: Hyperparameters, *, folder: Path, rows: int, half: str, evaluat
     from trl import SFTConfig
 
     cuda = torch.cuda.is_available()
-    world = int(os.environ.get("WORLD_SIZE", "1"))
     return SFTConfig(
-        **{name: getattr(given, name) for name in SAME},
-        **_moments(given, every=evaluation_steps(given, rows=rows, world=world), ends=evaluates),
-        output_dir=str(folder),
-        # The same algorithm in one pass over the weights.
-        optim="adamw_torch_fused" if given.optim == "adamw_torch" else given.optim,
-        bf16=half == "bfloat16",
-        fp16=half == "float16",
-        use_cpu=not cuda,
-        data_seed=given.seed,
-        full_determinism=given.enable_full_determinism,
-        dataloader_pin_memory=cuda,
+        **shared(given, folder=folder, rows=rows, half=half, evaluates=evaluates),
         activation_checkpointing=cuda and torch.cuda.mem_get_info()[1] < 60 * GIB,
-        deepspeed=deepspeed(given) if cuda else None,
-        ddp_find_unused_parameters=False if world > 1 else None,
-        remove_unused_columns=False,
         dataset_kwargs={"skip_prepare_dataset": True},
         max_length=None,
-        report_to="none",
-        disable_tqdm=True,
-        log_level="error",
-        log_level_replica="error",
     )
+
+
+def shared(
+    given: Hyperparameters, *, folder: Path, rows: int, half: str, evaluates: bool
+) -> dict[str, Any]:
+    """What every trainer of transformers is told in the same words."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    return {
+        **{name: getattr(given, name) for name in SAME},
+        **_moments(given, every=evaluation_steps(given, rows=rows, world=world), ends=evaluates),
+        "output_dir": str(folder),
+        # The same algorithm in one pass over the weights.
+        "optim": "adamw_torch_fused" if given.optim == "adamw_torch" else given.optim,
+        "bf16": half == "bfloat16",
+        "fp16": half == "float16",
+        "use_cpu": not cuda,
+        "data_seed": given.seed,
+        "full_determinism": given.enable_full_determinism,
+        "dataloader_pin_memory": cuda,
+        "deepspeed": deepspeed(given) if cuda else None,
+        "ddp_find_unused_parameters": False if world > 1 else None,
+        "remove_unused_columns": False,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "log_level": "error",
+        "log_level_replica": "error",
+    }
 
 
 def _moments(given: Hyperparameters, *, every: int, ends: bool) -> dict[str, Any]:
@@ -83,8 +95,8 @@ def _moments(given: Hyperparameters, *, every: int, ends: bool) -> dict[str, Any
         "save_steps": every,
         "save_total_limit": None if given.save_total_limit < 0 else given.save_total_limit,
         "load_best_model_at_end": ends,
-        "metric_for_best_model": "eval_loss" if ends else None,
-        "greater_is_better": False if ends else None,
+        "metric_for_best_model": f"eval_{given.metric_for_best_model}" if ends else None,
+        "greater_is_better": given.metric_for_best_model != "loss" if ends else None,
     }
 
 

@@ -13,7 +13,7 @@ import importlib.metadata
 import os
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,16 @@ from finery.recipes import folders, spec
 from finery.recipes.spec import Failed, flag
 
 PINNED = ("torch", "transformers", "accelerate", "safetensors", "tokenizers", "pandas")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What differs between the models that are converted: their code, task and signature."""
+
+    code: str
+    task: str
+    signature: Callable[[], Any]
+    packages: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,19 +59,24 @@ def work(given: Spec) -> None:
         raise Failed(str(error)) from error
     if not checkpoint.weights(given.model_path):
         raise Failed(f"{folder}: there are no weights (*.safetensors) to convert")
-    with folders.filled(given.mlflow_model_folder) as part, warnings.catch_warnings():
+    write(folder, given.mlflow_model_folder, kind=CHAT)
+
+
+def write(folder: Path, target: Path, *, kind: Kind) -> None:
+    """The Hugging Face folder as an MLflow model of a kind, and a line that says so."""
+    with folders.filled(target) as part, warnings.catch_warnings():
         # MLflow advises on type hints of models; ours is given its schema in so many words.
         warnings.simplefilter("ignore", UserWarning)
-        _convert(folder, part)
-    size = _size(given.mlflow_model_folder / "artifacts" / "model")
-    kind = "adapter and base" if checkpoint.is_adapter(given.mlflow_model_folder) else "model"
-    print(f"MLflow {kind} written to {given.mlflow_model_folder}, {size / 1e6:.1f} MB", flush=True)
+        _convert(folder, part, kind)
+    size = _size(target / "artifacts" / "model")
+    noun = "adapter and base" if checkpoint.is_adapter(target) else "model"
+    print(f"MLflow {noun} written to {target}, {size / 1e6:.1f} MB", flush=True)
 
 
-def _convert(folder: Path, target: Path) -> None:
+def _convert(folder: Path, target: Path, kind: Kind) -> None:
     adapter = (folder / checkpoint.ADAPTER).is_file()
     made = target / "mlflow"
-    _describe(folder, made, adapter=adapter)
+    _describe(folder, made, kind, adapter=adapter)
     inside = made / "artifacts" / "model"
     for sketched in inside.iterdir():
         sketched.unlink()
@@ -78,7 +93,7 @@ def _convert(folder: Path, target: Path) -> None:
     made.rmdir()
 
 
-def _describe(folder: Path, made: Path, *, adapter: bool) -> None:
+def _describe(folder: Path, made: Path, kind: Kind, *, adapter: bool) -> None:
     """What MLflow writes of a model: manifest, requirements, code; no weights yet."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -93,13 +108,13 @@ def _describe(folder: Path, made: Path, *, adapter: bool) -> None:
         folders.link(folder / name, sketch / name)
         mlflow.pyfunc.save_model(
             path=str(made),
-            python_model=str(Path(__file__).with_name("chat_model.py")),
+            python_model=str(Path(__file__).with_name(kind.code)),
             artifacts={"model": str(sketch)},
-            signature=_signature(),
-            pip_requirements=requirements(adapter=adapter),
+            signature=kind.signature(),
+            pip_requirements=requirements(kind, adapter=adapter),
             metadata={
                 "base_model_name": str(told.get("model_name", "")),
-                "base_model_task": "chat-completion",
+                "base_model_task": kind.task,
                 "is_finetuned_model": True,
                 **({"stand_in": True, "stand_in_for": stood} if stood else {}),
             },
@@ -119,9 +134,9 @@ def _clean(made: Path) -> None:
     manifest.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
 
 
-def requirements(*, adapter: bool) -> list[str]:
+def requirements(kind: Kind, *, adapter: bool) -> list[str]:
     """What loads the model, at the versions that made it."""
-    names = [*PINNED, *(("peft",) if adapter else ()), "mlflow"]
+    names = [*PINNED, *kind.packages, *(("peft",) if adapter else ()), "mlflow"]
     # A local build (2.13.0+cpu) is not on any index under that name.
     return [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in names]
 
@@ -146,6 +161,9 @@ def _signature() -> Any:
             ]
         ),
     )
+
+
+CHAT = Kind(code="chat_model.py", task="chat-completion", signature=_signature)
 
 
 def _size(folder: Path) -> int:

@@ -95,12 +95,13 @@ def _are(gpus: int) -> str:
 def _train(given: Spec, reporter: Reporter) -> None:
     from transformers import EarlyStoppingCallback
 
+    from finery.recipes import progress
     from finery.recipes import trainer as trainers
 
     rows, evaluation = _rows(given)
     tokenizer = checkpoint.tokenizer(given.preprocess_output)
     given.pytorch_model_folder.mkdir(parents=True, exist_ok=True)
-    resume = trainers.newest(given.pytorch_model_folder) if given.resume_from_checkpoint else None
+    resume = progress.newest(given.pytorch_model_folder) if given.resume_from_checkpoint else None
     if given.resume_from_checkpoint and resume is None:
         _say("resume_from_checkpoint: there is no checkpoint yet; training starts at step 0")
     model, half = _model(given)

@@ -78,12 +78,17 @@ class Hyperparameters:
 
 
 def check(given: Hyperparameters) -> None:
-    """Rules between the fields; WrongWords names the flags that do not go together."""
+    """The rules of a chat training; WrongWords names the flags that do not go together."""
     if given.metric_for_best_model != "loss":
         raise WrongWords(
             f"--metric_for_best_model: {given.metric_for_best_model!r} belongs to question"
             " answering; chat completion is judged by loss"
         )
+    rules(given)
+
+
+def rules(given: Hyperparameters) -> None:
+    """Rules between the fields that hold for every task; WrongWords as in `check`."""
     if given.apply_early_stopping and given.evaluation_strategy == "disable":
         raise WrongWords(
             "--apply_early_stopping: needs evaluation; set evaluation_strategy to epoch or steps"

@@ -14,12 +14,21 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 INTERVAL = 0.5
 LAST_WAIT = 20.0
 POINTS_PER_CALL = 1000
 PARAMS_PER_CALL = 100
+LINE = (
+    "loss",
+    "eval_loss",
+    "eval_anls",
+    "eval_exact_match",
+    "mean_token_accuracy",
+    "learning_rate",
+)
 
 
 @dataclass
@@ -29,10 +38,11 @@ class Pending:
     points: list[tuple[str, float, int, int]] = field(default_factory=list)
     params: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
+    files: list[tuple[str, str]] = field(default_factory=list)
 
     def empty(self) -> bool:
         """Nothing left."""
-        return not (self.points or self.params or self.tags)
+        return not (self.points or self.params or self.tags or self.files)
 
 
 class Reporter:
@@ -73,6 +83,13 @@ class Reporter:
                 pending.tags.update({k: str(v)[:5000] for k, v in (tags or {}).items()})
         self._start()
 
+    def file(self, path: Path, folder: str) -> None:
+        """A file that stays as it is, as an artifact of both runs below `folder`."""
+        with self.lock:
+            for pending in self.waiting.values():
+                pending.files.append((str(path), folder))
+        self._start()
+
     def close(self, *, wait: float = LAST_WAIT) -> None:
         """Sends the rest, for at most `wait` seconds; says what could not be sent."""
         self.closed.set()
@@ -106,6 +123,7 @@ class Reporter:
                         pending.points[:POINTS_PER_CALL],
                         dict(list(pending.params.items())[:PARAMS_PER_CALL]) if not number else {},
                         dict(pending.tags),
+                        list(pending.files),
                     )
                 try:
                     self._deliver(run, batch)
@@ -115,6 +133,7 @@ class Reporter:
                     break
                 with self.lock:
                     del pending.points[: len(batch.points)]
+                    del pending.files[: len(batch.files)]
                     for kept, sent in ((pending.params, batch.params), (pending.tags, batch.tags)):
                         for name, value in sent.items():
                             if kept.get(name) == value:
@@ -138,21 +157,32 @@ class Reporter:
             params=[Param(name, value) for name, value in batch.params.items()],
             tags=[RunTag(name, value) for name, value in batch.tags.items()],
         )
+        for path, folder in batch.files:
+            try:
+                self.client.log_artifact(run, path, folder)
+            except Exception as error:  # a picture is not worth sending the numbers twice
+                self._complain(error)
 
 
 def line(
-    values: Mapping[str, float], *, step: int, steps: int, speed: float, left: float | None
+    values: Mapping[str, float],
+    *,
+    step: int,
+    steps: int,
+    speed: float,
+    left: float | None,
+    unit: str = "tok/s",
 ) -> str:
-    """One line of progress: how far, the loss, tokens per second, time left."""
+    """One line of progress: how far, the loss, tokens or rows per second, time left."""
     share = min(1.0, step / max(1, steps))
     bar = "█" * int(share * 20) + "░" * (20 - int(share * 20))
     parts = [f"{share:4.0%} {bar} {step}/{steps}"]
-    for name in ("loss", "eval_loss", "mean_token_accuracy", "learning_rate"):
+    for name in LINE:
         if name in values:
             shown = f"{values[name]:.2e}" if name == "learning_rate" else f"{values[name]:.4f}"
             parts.append(f"{name.replace('mean_token_', '')} {shown}")
     if speed:
-        parts.append(f"{speed:,.0f} tok/s")
+        parts.append(f"{speed:,.0f} {unit}")
     if left is not None:
         parts.append(f"{_clock(left)} left")
     return "  ".join(parts)

@@ -1,7 +1,7 @@
-"""How near generated answers are to the reference: ROUGE, BLEU, exact match; all from 0 to 1.
+"""How near generated answers are to the reference: ROUGE, BLEU, exact match, ANLS; all 0 to 1.
 
 ROUGE is the `rouge-score` package's, with words of any script instead of its
-English ones; BLEU is sacrebleu's.
+English ones; BLEU is sacrebleu's.  ANLS is the measure of DocVQA (Biten et al. 2019).
 """
 
 from __future__ import annotations
@@ -27,6 +27,45 @@ def exact(answers: Sequence[str], references: Sequence[str]) -> float:
     """The share of answers that are the reference, spaces around them aside."""
     same = sum(a.strip() == r.strip() for a, r in zip(answers, references, strict=True))
     return same / max(1, len(references))
+
+
+def nearest(answers: Sequence[str], accepted: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Means of ANLS and exact match, each answer held against the best of those accepted for it.
+
+    Case and the spaces around and between words do not count; an answer of which half
+    or more is wrong counts as nothing, as DocVQA has it.
+    """
+    total = {"anls": 0.0, "exact_match": 0.0}
+    for answer, references in zip(answers, accepted, strict=True):
+        total["anls"] += max(similarity(answer, reference) for reference in references)
+        plain = {_plain(reference) for reference in references}
+        total["exact_match"] += _plain(answer) in plain
+    return {name: value / max(1, len(answers)) for name, value in total.items()}
+
+
+def similarity(answer: str, reference: str) -> float:
+    """1 less the edit distance by the longer of both; 0 when that is below a half."""
+    one, other = _plain(answer), _plain(reference)
+    longest = max(len(one), len(other))
+    if not longest or one == other:
+        return 1.0
+    near = 1 - _distance(one, other) / longest
+    return near if near >= 0.5 else 0.0
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.lower().split())
+
+
+def _distance(one: str, other: str) -> int:
+    """Levenshtein's, a row of the table at a time."""
+    row = list(range(len(other) + 1))
+    for above, letter in enumerate(one, 1):
+        corner, row[0] = row[0], above
+        for place, opposite in enumerate(other, 1):
+            cost = min(row[place] + 1, row[place - 1] + 1, corner + (letter != opposite))
+            corner, row[place] = row[place], cost
+    return row[-1]
 
 
 def rouge(answers: Sequence[str], references: Sequence[str]) -> dict[str, float]:

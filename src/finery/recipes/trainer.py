@@ -2,17 +2,15 @@
 
 Batches without padding (`packing`), the loss only where it counts (`head`),
 accuracy only at logging steps, an evaluation loss that is the mean over all
-tokens of the set whatever the batches, checkpoints that are whole or not taken
-for one, and a reporter for the metrics.  What to train is `finetune`'s affair.
+tokens of the set whatever the batches.  Its clock and its checkpoints are
+`progress`'s affair, what to train is `finetune`'s.
 """
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,11 +18,10 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from finery.recipes import head, metrics, packing
+from finery.recipes.progress import Followed, Progress
 
-CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
-
-class Trainer(SFTTrainer):  # type: ignore[misc]
+class Trainer(Followed, SFTTrainer):  # type: ignore[misc]
     """One supervised fine-tuning."""
 
     def __init__(
@@ -54,21 +51,13 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
             callbacks=[*(callbacks or []), Progress(reporter)],
         )
         self.remove_callback(PrinterCallback)
-        self.resumed_step = 0
         self.tokens_seen = 0
-        self.pause_seconds = 0.0
-        self.began = 0.0
         self.sums: torch.Tensor | None = None
         self.accuracy: torch.Tensor | None = None
         base = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
         self.own_head = head.plain(base) and not self.is_deepspeed_enabled
         if self.own_head:
             head.attach(base)
-
-    def train(self, *args: Any, **named: Any) -> Any:
-        """Trains; the clock of tokens per second starts here."""
-        self.began = time.perf_counter()
-        return super().train(*args, **named)
 
     def compute_loss(
         self,
@@ -121,22 +110,10 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
                 _, tokens, correct = self.accuracy.tolist()
                 logs["mean_token_accuracy"] = correct / max(1.0, tokens)
                 self.accuracy = None
-            logs["tokens_per_second"] = round(self.speed(), 1)
+            logs["tokens_per_second"] = round(self.per_second(self.tokens_seen), 1)
             logs["seconds_left"] = round(self.seconds_left(), 1)
             logs["num_tokens"] = self.tokens_seen * self.accelerator.num_processes
         super().log(logs, start_time)
-
-    def speed(self) -> float:
-        """Tokens trained per second, evaluations not counted."""
-        spent = time.perf_counter() - self.began - self.pause_seconds
-        return float(self.tokens_seen * self.accelerator.num_processes / max(spent, 1e-6))
-
-    def seconds_left(self) -> float:
-        """From the pace so far, evaluations included."""
-        done = self.state.global_step - self.resumed_step
-        spent = time.perf_counter() - self.began
-        left = max(0, self.state.max_steps - self.state.global_step)
-        return float(spent / max(1, done) * left)
 
     def _logs_next(self) -> bool:
         """Whether the step being computed is one after which the trainer logs."""
@@ -146,57 +123,3 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         return bool(
             step % self.state.logging_steps == 0 or (step == 1 and self.args.logging_first_step)
         )
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        # The mark beside it says that the folder is not whole yet; `newest` passes over it.
-        start = time.perf_counter()
-        mark = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}.part"
-        if self.args.should_save:
-            mark.touch()
-        super()._save_checkpoint(model, trial)
-        if self.args.should_save:
-            mark.unlink(missing_ok=True)
-        self.pause_seconds += time.perf_counter() - start
-
-    def create_model_card(self, *_: Any, **__: Any) -> None:
-        """None: a card in each checkpoint says nothing that the run does not."""
-
-
-class Progress(TrainerCallback):  # type: ignore[misc]
-    """What the trainer logs, as a line and to the reporter."""
-
-    def __init__(self, reporter: metrics.Reporter) -> None:
-        """`reporter` takes the metrics."""
-        self.reporter = reporter
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        """Each log, once."""
-        if not state.is_world_process_zero or not logs:
-            return
-        self.reporter.log(logs, step=state.global_step)
-        shown = metrics.line(
-            logs,
-            step=state.global_step,
-            steps=state.max_steps,
-            speed=logs.get("tokens_per_second", 0.0),
-            left=logs.get("seconds_left"),
-        )
-        print(shown, flush=True)
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Which step a checkpoint is of."""
-        if state.is_world_process_zero:
-            self.reporter.log({"checkpoint_save_step": state.global_step}, step=state.global_step)
-
-
-def newest(folder: Path) -> Path | None:
-    """The newest checkpoint in the folder that is whole."""
-    found = []
-    for path in folder.glob("checkpoint-*"):
-        match = CHECKPOINT.fullmatch(path.name)
-        whole = (path / "trainer_state.json").is_file() and not path.with_name(
-            path.name + ".part"
-        ).exists()
-        if match and whole:
-            found.append((int(match[1]), path))
-    return max(found)[1] if found else None
