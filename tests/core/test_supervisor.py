@@ -44,6 +44,8 @@ class FakeUpkeep:
     def tick(self) -> bool:
         return False
 
+    def end(self) -> None: ...
+
 
 class House:
     """A supervisor with what a test does to it, one tick after the other."""

@@ -13,8 +13,9 @@ import pytest
 from finery.core import assets, endpoints
 from finery.core.assets import Asset
 from finery.core.compute import Capacity, Report
-from finery.core.endpoints import Deployment, Endpoint, Probe, Serving
+from finery.core.endpoints import Deployment, Endpoint
 from finery.core.errors import Conflict, Unavailable
+from finery.core.serving import Probe, Serving
 from finery.core.store import FULL
 from finery.core.upkeep import Upkeep
 from finery.core.workspaces import Keys
@@ -65,6 +66,7 @@ class House:
     def tick(self, times=1) -> None:
         for _ in range(times):
             self.upkeep.tick()
+            self.upkeep.settle()
 
     def up(self, **spec) -> Deployment:
         """Deploy, and let every instance answer."""
@@ -206,7 +208,8 @@ def test_a_database_that_is_full_delays_a_deployment_and_fails_none(house, engin
 
     with monkeypatch.context() as patched:
         patched.setattr(endpoints, "move", full)
-        assert house.upkeep.tick() is False
+        patched.setattr("finery.core.upkeep._PAUSE", 0)
+        house.tick()
     assert (house.blue.status, engine.alive) == ("creating", [blue.process(0)])
     house.tick()
     assert house.blue.status == "ready"
@@ -399,7 +402,7 @@ def test_an_instance_that_does_not_answer_its_probe_is_replaced(house, engine, u
     until(lambda: house.probed or house.tick())
     house.well = False
     until(lambda: house.tick() or house.blue.restarts)
-    assert house.probed[0] == f"{old.addresses[old.process(0)]}/health"
+    assert house.probed[0] == f"{old.addresses[old.process(0)]}/health/live"
     assert len(house.probed) >= 4
     assert engine.stopped.count(old.process(0)) >= 1
     house.tick()

@@ -13,7 +13,7 @@ from typing import Any
 from finery import app
 from finery.cli.refused import Refused
 from finery.config import Settings
-from finery.core import endpoints, jobs
+from finery.core import endpoints, instances, jobs
 
 _PATIENCE = 30.0  # seconds for a server to leave, and for processes to end
 
@@ -67,8 +67,8 @@ def _end_deployments(platform: app.Platform) -> list[str]:
     """End the processes; what was asked for stays, and comes up with the next `finery up`."""
     ended, ids = [], []
     for deployment in endpoints.kept(platform.store):
-        mine = {deployment.process(i) for i in range(deployment.spec.instances)}
-        mine |= set(deployment.addresses)
+        mine = {deployment.process(i) for i in range(deployment.count)}
+        mine |= {*deployment.addresses, *instances.started(platform.settings.home, deployment)}
         running = [id for id in mine if platform.engine.report(id).state in ("starting", "alive")]
         for id in running:
             platform.engine.stop(id)

@@ -26,8 +26,9 @@ from sqlalchemy import (
 from sqlalchemy import delete as delete_rows
 from sqlalchemy import update as update_rows
 
-from finery.core import ids, status
+from finery.core import ids, serving, status
 from finery.core.errors import AlreadyExists, Conflict, Invalid, NotFound
+from finery.core.serving import Serving as Serving
 from finery.core.store import EVENTS, Page, Store, When, metadata, page
 
 ENDPOINTS = Table(
@@ -47,6 +48,7 @@ ENDPOINTS = Table(
     Column("created_at", When, nullable=False),
     Column("created_by", String(255), nullable=False),
     Column("extras", JSON, nullable=False),
+    Column("before", JSON, nullable=False, server_default="{}"),
 )
 
 DEPLOYMENTS = Table(
@@ -72,6 +74,8 @@ DEPLOYMENTS = Table(
     Column("changed_at", When, nullable=False),
     Column("created_by", String(255), nullable=False),
     Column("extras", JSON, nullable=False),
+    Column("scaled", Integer),
+    Column("before", JSON, nullable=False, server_default="{}"),
     UniqueConstraint("endpoint", "name"),
     Index("deployments_kept", "gone", "seq"),
 )
@@ -96,35 +100,7 @@ class Endpoint:
     created_at: datetime = field(default_factory=ids.now)
     created_by: str = ""
     extras: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Probe:
-    """When a deployment counts as well.  Times in seconds."""
-
-    failure_threshold: int = 30
-    success_threshold: int = 1
-    timeout: float = 2
-    period: float = 10
-    initial_delay: float = 10
-
-
-@dataclass(frozen=True, kw_only=True)
-class Serving:
-    """What a deployment runs."""
-
-    model: str = ""  # a reference to a model
-    code: str = ""  # a reference to a folder
-    script: str = ""  # the scoring script in it
-    environment: str = ""
-    env: dict[str, str] = field(default_factory=dict)
-    instances: int = 1
-    size: str = ""
-    max_concurrent_requests: int = 1  # per instance
-    request_timeout_ms: int = 5000
-    max_queue_wait_ms: int = 500
-    liveness: Probe = Probe()
-    readiness: Probe = Probe()
+    before: dict[str, Any] = field(default_factory=dict)  # traffic, mirror: before the last change
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +125,21 @@ class Deployment:
     changed_at: datetime = field(default_factory=ids.now)  # of the status
     created_by: str = ""
     extras: dict[str, Any] = field(default_factory=dict)
+    scaled: int | None = None  # how many instances its load has asked for
+    before: dict[str, Any] = field(default_factory=dict)  # the spec of what answered before this
+
+    @property
+    def count(self) -> int:
+        """How many instances there should be now."""
+        rule = self.spec.scaling
+        if rule is None:
+            return self.spec.instances
+        if self.status in ("creating", "updating"):
+            least = max(rule.least, 1)  # what is new has to show that it answers
+        else:
+            least = rule.least
+        given = self.spec.instances if self.scaled is None else self.scaled
+        return min(max(given, least), rule.most)
 
     def process(self, instance: int) -> str:
         """The id of the process that is instance `instance` (from 0) of this revision now."""
@@ -196,14 +187,32 @@ def list(store: Store, workspace: str, *, after: str = "", limit: int = 100) -> 
 
 
 def update(store: Store, endpoint: Endpoint) -> Endpoint:
-    """Write down texts, tags, traffic, mirror and extras.  Raises `Invalid` for odd traffic."""
+    """Write down texts, tags, traffic, mirror and extras.  Raises `Invalid` for odd traffic.
+
+    What the traffic was is kept, for `rollback`.
+    """
     with store.transaction() as connection:
-        if get(store, endpoint.name).status != "ready":
+        old = get(store, endpoint.name)
+        if (old.traffic, old.mirror) != (endpoint.traffic, endpoint.mirror):
+            endpoint = replace(endpoint, before={"traffic": old.traffic, "mirror": old.mirror})
+        if old.status != "ready":
             raise Conflict(f"endpoint {endpoint.name!r} is being deleted", target=endpoint.name)
         _check_traffic(store, endpoint)
         query = update_rows(ENDPOINTS).where(ENDPOINTS.c.name == endpoint.name)
         connection.execute(query.values(**vars(endpoint)))
     return endpoint
+
+
+def rollback(store: Store, name: str) -> Endpoint:
+    """Give the traffic (and its mirror) back the shares that it had before the last change."""
+    with store.transaction():
+        endpoint = get(store, name)
+        if not endpoint.before:
+            raise Conflict(
+                f"the traffic of endpoint {name!r} was never changed: nothing to go back to",
+                target=name,
+            )
+        return update(store, replace(endpoint, **endpoint.before))
 
 
 def regenerate(store: Store, name: str, which: str, value: str = "") -> Endpoint:
@@ -262,12 +271,28 @@ def deploy(store: Store, deployment: Deployment) -> Deployment:
                 f"deployment {old.name!r} is being updated: wait for it",
                 target=old.name,
             )
-        changed = {**texts, "spec": deployment.spec, "warnings": deployment.warnings}
+        changed: dict[str, Any] = {**texts, "spec": deployment.spec}
+        changed["scaled"] = old.scaled if deployment.spec.scaling else None
         if not _only_counts(old, deployment.spec):
             changed |= {"revision": old.revision + 1, "restarts": {}}
+            changed["warnings"] = deployment.warnings
+            if old.status in ("ready", "unhealthy"):
+                changed["before"] = asdict(old.spec)
         if old.status == "creating":
             return _write(store, replace(old, **changed, changed_at=ids.now()))
         return move(store, old, "updating", error=None, **changed)
+
+
+def rollback_deployment(store: Store, endpoint: str, name: str) -> Deployment:
+    """Ask for what a deployment ran, and what answered, before it was last changed."""
+    with store.transaction():
+        deployment = get_deployment(store, endpoint, name)
+        if not deployment.before:
+            raise Conflict(
+                f"deployment {name!r} has run nothing before: there is nothing to go back to",
+                target=name,
+            )
+        return deploy(store, replace(deployment, spec=serving.read(deployment.before)))
 
 
 def get_deployment(store: Store, endpoint: str, name: str) -> Deployment:
@@ -308,7 +333,7 @@ def delete_deployment(store: Store, endpoint: str, name: str) -> Deployment | No
                 f"of endpoint {endpoint!r}: set its traffic to 0 first",
                 target=name,
             )
-        return move(store, deployment, "deleting")
+        return move(store, deployment, "deleting", addresses={})  # it gets no more requests
 
 
 def move(
@@ -339,9 +364,28 @@ def place(store: Store, deployment: Deployment, **changed: Any) -> Deployment:
         return _write(store, replace(_unchanged(store, deployment), **changed))
 
 
+def scale(store: Store, deployment: Deployment, count: int, *, reason: str) -> Deployment:
+    """Write down how many instances its load asks for, and the event."""
+    with store.transaction():
+        found = _unchanged(store, deployment)
+        _event(store, found, f"scaled from {found.count} to {count}: {reason}")
+        return _write(store, replace(found, scaled=count))
+
+
+def warn(store: Store, deployment: Deployment, warnings: Sequence[str]) -> Deployment:
+    """Add to the deployment what whoever looks at it should know; once is enough."""
+    new = [said for said in warnings if said not in deployment.warnings]
+    if not new:
+        return deployment
+    with store.transaction():
+        found = _unchanged(store, deployment)
+        return _write(store, replace(found, warnings=[*found.warnings, *new]))
+
+
 def _only_counts(old: Deployment, spec: Serving) -> bool:
     """Say whether a change is one of how many instances there are: those at work stay."""
-    same = replace(spec, instances=old.spec.instances) == old.spec
+    counts = {"instances": old.spec.instances, "scaling": old.spec.scaling}
+    same = replace(spec, **counts) == old.spec
     return same and spec != old.spec and old.status in ("ready", "unhealthy")
 
 
@@ -403,6 +447,4 @@ def _row(deployment: Deployment) -> dict[str, Any]:
 def _deployment(row: Any) -> Deployment:
     doc = dict(row._mapping)
     del doc["seq"], doc["gone"]
-    spec = doc.pop("spec")
-    liveness, readiness = Probe(**spec.pop("liveness")), Probe(**spec.pop("readiness"))
-    return Deployment(spec=Serving(**spec, liveness=liveness, readiness=readiness), **doc)
+    return Deployment(spec=serving.read(doc.pop("spec")), **doc)

@@ -19,14 +19,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
-from finery.core import assets, compute, ids, jobs, launch, pipelines
+from finery.core import admission, assets, compute, ids, jobs, launch, pipelines, sweeps
 from finery.core.assets import Asset
-from finery.core.compute import Capacity, Engine, Environments
+from finery.core.compute import Engine, Environments
 from finery.core.errors import Conflict, Failure
 from finery.core.files import Files
-from finery.core.jobs import Command, Job, Pipeline, Queue
+from finery.core.jobs import Command, Job, Pipeline, Sweep
 from finery.core.launch import Folder
 from finery.core.store import FULL, Store
+from finery.core.sweeps import Sampler
 from finery.core.upkeep import Upkeep
 
 logger = logging.getLogger(__name__)
@@ -34,8 +35,8 @@ logger = logging.getLogger(__name__)
 _BUSY_PAUSE = 0.05  # seconds between looks while something runs
 _IDLE_PAUSE = 1.0
 _REST = 0.1  # at most, after a tick that was asked for
-_MEMORY_SHARE = 0.9  # of the machine's memory: a job that takes more is ended, not the machine
-_HEADS = 8  # jobs of a queue that are looked at in a tick
+_AT_A_TIME = 20  # trials that a sweep begins in one step
+_SWEEP_PAUSE = 0.5  # seconds between looks at a sweep: it may have a thousand trials
 
 
 class Tracking(Protocol):
@@ -46,6 +47,9 @@ class Tracking(Protocol):
 
     def close(self, job: Job) -> None:
         """End the job's run as the job ended."""
+
+    def metrics(self, job: Job, name: str) -> Sequence[float]:
+        """Return every value of a metric that the job has logged, in the order of time."""
 
 
 class Supervisor:
@@ -59,16 +63,18 @@ class Supervisor:
         tracking: Tracking,
         environments: Environments,
         upkeep: Upkeep,
+        sampler: Sampler,
     ) -> None:
         self.store, self.files, self.home = store, files, home
         self.engine, self.tracking, self.environments = engine, tracking, environments
-        self.upkeep = upkeep
+        self.upkeep, self.sampler = upkeep, sampler
         self._wake = threading.Event()
         self._over = threading.Event()
         self._ticking = threading.Lock()
         self._pool = ThreadPoolExecutor(8, thread_name_prefix="step")
         self._at_work: set[str] = set()  # jobs whose step is in a thread of the pool
         self._steps: set[Future[None]] = set()
+        self._looked: dict[str, float] = {}  # sweep -> when its trials were looked at
 
     def wake(self) -> None:
         """Say that there is something to do."""
@@ -94,6 +100,7 @@ class Supervisor:
         self._wake.set()
         with self._ticking:  # a tick that is under way still gives out work
             self._pool.shutdown(wait=True, cancel_futures=True)
+            self.upkeep.end()
 
     def tick(self) -> bool:
         """Take one step for everything; say whether anything is under way."""
@@ -104,7 +111,8 @@ class Supervisor:
         """Take one step for each job; say whether any is under way."""
         at_work = {*self._at_work}  # before they are read: a step that ends now makes one stale
         active = [*jobs.active(self.store)]
-        self._admit(active)
+        if admission.admit(self.store, active, self.engine.capacity()):
+            self._wake.set()  # more may wait behind these
         for job in active:
             if job.name not in at_work:
                 self._at_work.add(job.name)
@@ -115,71 +123,6 @@ class Supervisor:
     def settle(self) -> None:
         """Wait for the steps under way."""
         wait([*self._steps])
-
-    # -- admission ---------------------------------------------------------------------
-
-    def _admit(self, active: list[Job]) -> None:
-        """Let queued jobs in, in their order, as far as their compute and the machine go.
-
-        Those let in join `active`.  Of a queue whose place is taken nothing is read.
-        """
-        queues = jobs.queues(self.store)
-        if not queues:
-            return
-        capacity = self.engine.capacity()
-        open_ones = [queue for queue in queues if self._has_room(queue, active, capacity)]
-        heads = [job for queue in open_ones for job in jobs.waiting(self.store, queue, _HEADS)]
-        kept = False  # GPUs, for a job that waits for more of them than are free
-        for job in sorted(heads, key=lambda job: job.created_at):
-            lease = self._lease(job, active, capacity)
-            if lease is None:
-                kept = kept or self._has_room(job, active, capacity)
-                continue
-            if kept and lease.get("gpus"):
-                continue
-            try:
-                moved = jobs.move(self.store, job, "preparing", lease=lease)
-            except Conflict:
-                continue  # cancelled since we looked
-            active.append(moved)
-            self._wake.set()  # more may wait behind these
-
-    def _has_room(self, place: Queue | Job, active: Sequence[Job], capacity: Capacity) -> bool:
-        """Say whether a place may have one more job: its compute's limit, and the machine's."""
-        if place.kind == "pipeline":
-            return True
-        running = [other for other in active if isinstance(other.spec, Command)]
-        if len(running) >= max(capacity.cpus, 1):
-            return False
-        at = (place.workspace, place.compute)
-        target = compute.find(self.store, *at) if place.compute else None
-        most = target.max_instances if target else capacity.cpus
-        return sum((other.workspace, other.compute) == at for other in running) < most
-
-    def _lease(
-        self, job: Job, active: Sequence[Job], capacity: Capacity
-    ) -> dict[str, object] | None:
-        """Return what of the machine the job gets, or None while it has to wait."""
-        if isinstance(job.spec, Pipeline):
-            return {}
-        if not self._has_room(job, active, capacity):
-            return None
-        target = compute.find(self.store, job.workspace, job.compute) if job.compute else None
-        memory = int(capacity.memory * _MEMORY_SHARE)
-        running = [other for other in active if isinstance(other.spec, Command)]
-        wanted = job.spec.ranks * job.spec.nodes
-        if not capacity.gpus:
-            with_gpus = target is not None and target.gpus > 0
-            ranks = 1 if with_gpus else min(wanted, capacity.cpus)
-            return {"gpus": [], "ranks": max(ranks, 1), "memory": memory}
-        if target is not None and target.gpus == 0:
-            return {"gpus": [], "ranks": min(wanted, capacity.cpus), "memory": memory}
-        taken = {gpu for other in running for gpu in other.lease.get("gpus", ())}
-        free = [gpu for gpu in range(capacity.gpus) if gpu not in taken]
-        need = min(max(wanted, 1), capacity.gpus)
-        if len(free) < need:
-            return None
-        return {"gpus": free[:need], "ranks": need, "memory": memory}
 
     # -- one job -----------------------------------------------------------------------
 
@@ -209,12 +152,12 @@ class Supervisor:
             self._fail(job, f"internal error: {type(exc).__name__}: {exc}")
 
     def _step(self, job: Job) -> None:
-        pipeline = isinstance(job.spec, Pipeline)
+        command = isinstance(job.spec, Command)
         match job.status:
             case "preparing":
-                self._open(job) if pipeline else self._start(job)
+                self._start(job) if command else self._open(job)
             case "running":
-                self._advance(job) if pipeline else self._watch(job)
+                self._watch(job) if command else self._advance(job)
             case "finalizing":
                 self._finish(job)
             case "cancelling":
@@ -310,7 +253,7 @@ class Supervisor:
         assets.create(self.store, asset)
 
     def _stop(self, job: Job) -> None:
-        if isinstance(job.spec, Pipeline):
+        if not isinstance(job.spec, Command):
             if self._cancel_children(job):
                 return
         else:
@@ -326,7 +269,7 @@ class Supervisor:
         if job.status == "cancelling":
             return
         try:
-            if isinstance(job.spec, Pipeline):
+            if not isinstance(job.spec, Command):
                 self._cancel_children(job)
             else:
                 self.engine.stop(launch.process_id(job))
@@ -353,17 +296,22 @@ class Supervisor:
                 SystemLog(place).write(f"{to}: {error}")
         jobs.move(self.store, job, to, error=error, target=target, ended_at=ended_at)
         self.engine.forget(launch.process_id(job))
+        self._looked.pop(job.name, None)
         self._wake.set()
 
-    # -- pipelines ---------------------------------------------------------------------
+    # -- jobs made of jobs -------------------------------------------------------------
 
     def _open(self, job: Job) -> None:
-        self.engine.warm_up()
+        if isinstance(job.spec, Pipeline):
+            self.engine.warm_up()
         self.tracking.open(job)
         jobs.move(self.store, job, "running")
         self._wake.set()
 
     def _advance(self, job: Job) -> None:
+        if isinstance(job.spec, Sweep):
+            self._explore(job, job.spec)
+            return
         assert isinstance(job.spec, Pipeline)
         children = {child.step: child for child in jobs.children(self.store, job.name)}
         match pipelines.outcome(job.spec, children):
@@ -395,8 +343,72 @@ class Supervisor:
                 jobs.move(self.store, child, "completed", outputs=old.outputs, reused=old.name)
         self._wake.set()
 
+    def _explore(self, job: Job, sweep: Sweep) -> None:
+        """Take a sweep on: score what has ended, end what is behind, begin what comes next."""
+        now = time.monotonic()
+        if now - self._looked.get(job.name, -_SWEEP_PAUSE) < _SWEEP_PAUSE:
+            return
+        self._looked[job.name] = now
+        trials = [self._scored(sweep, one) for one in jobs.children(self.store, job.name)]
+        job = self._led(job, sweep, trials)
+        begun = job.started_at or job.created_at
+        if sweep.timeout and (ids.now() - begun).total_seconds() > sweep.timeout:
+            jobs.warn(self.store, job.name, f"cancelled: it ran past its {sweep.timeout:g} s")
+            jobs.cancel(self.store, job.name)
+            self._wake.set()
+            return
+        self._end_early(sweep, trials)
+        for _ in range(min(sweeps.wanted(sweep, trials), _AT_A_TIME)):
+            trials.append(self._begin_trial(sweeps.trial(job, trials, self.sampler)))
+        match sweeps.outcome(sweep, trials):
+            case "completed":
+                jobs.move(self.store, job, "finalizing")
+                self._wake.set()
+            case "failed":
+                self._end(job, "failed", error=sweeps.failure(trials))
+
+    def _scored(self, sweep: Sweep, trial: Job) -> Job:
+        """Write down the score of a trial that has ended, once."""
+        if not trial.final or sweeps.scored(trial):
+            return trial
+        found = sweeps.best_of(sweep, self.tracking.metrics(trial, sweep.metric))
+        if found is None and trial.status == "completed":
+            missing = f"it has not logged the metric {sweep.metric!r}: it cannot be the best"
+            trial = jobs.warn(self.store, trial.name, missing)
+        kept = "" if found is None else repr(found)
+        return jobs.update(
+            self.store, trial.name, properties={**trial.properties, sweeps.SCORE: kept}
+        )
+
+    def _led(self, job: Job, sweep: Sweep, trials: Sequence[Job]) -> Job:
+        """Write down which trial leads: what it has made is what the sweep has made."""
+        best = sweeps.best(sweep, trials)
+        if best is None or job.reused == best.name:
+            return job
+        known = {**job.properties, sweeps.SCORE: best.properties[sweeps.SCORE]}
+        return jobs.update(
+            self.store, job.name, reused=best.name, outputs=best.outputs, properties=known
+        )
+
+    def _end_early(self, sweep: Sweep, trials: Sequence[Job]) -> None:
+        going = [trial.name for trial in trials if trial.status == "running"]
+        if sweep.stopping is None or not going:
+            return
+        logged = {one.name: self.tracking.metrics(one, sweep.metric) for one in trials}
+        for name in sweeps.stopped(sweep, logged, going):
+            with suppress(Conflict):  # it has ended since we looked
+                why = f"ended early by the {sweep.stopping.rule} policy"
+                jobs.cancel(self.store, name, reason=why)
+                self._wake.set()
+
+    def _begin_trial(self, trial: Job) -> Job:
+        """Create a trial's job, with the values that it tries, unless it is there."""
+        self._wake.set()
+        with self.store.transaction():
+            return jobs.find(self.store, trial.name) or jobs.create(self.store, trial)
+
     def _cancel_children(self, job: Job) -> bool:
-        """Cancel what still runs below a pipeline; say whether anything does."""
+        """Cancel what still runs below a job; say whether anything does."""
         left = [child for child in jobs.children(self.store, job.name) if not child.final]
         for child in left:
             with suppress(Conflict):  # it has ended since we looked

@@ -1,28 +1,30 @@
 """The supervisor's other half: one repeatable step per deployment and tick.
 
 Brings instances up, notices those that fell or do not answer, replaces them,
-and lets a revision go once the next one answers.  Requests never pass here.
+has as many of them as the load asks for, and lets a revision go once the next
+one answers and its own requests are done.  Requests never pass here.  What an
+instance is started with is in `instances.py`, whether it is well in
+`probing.py`, how many there should be in `scaling.py`.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import threading
 import time
-import urllib.request
-import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
-from finery.core import assets, compute, endpoints, references
-from finery.core.compute import Engine, Environments, Process, Report
+from finery.core import assets, compute, endpoints, instances, probing
+from finery.core.compute import Engine, Environments, Report
 from finery.core.endpoints import Deployment
 from finery.core.errors import Conflict, Failure
 from finery.core.files import Files
+from finery.core.probing import Watch
+from finery.core.scaling import Gauge, Load
 from finery.core.store import FULL, Store
 from finery.core.workspaces import Keys
 
@@ -31,18 +33,28 @@ logger = logging.getLogger(__name__)
 _MOST_RESTARTS = 5  # in a row, before a deployment counts as failed
 _SETTLED = 600.0  # seconds after which a fall is not one of a row
 _OVER = ("exited", "unknown")  # what an engine says of a process that runs no more
-_SPEC = "serve.json"  # in the folder of each process that was started
-_GRACE = 30.0  # seconds for an instance to finish what it was asked before it ends
+_PAUSE = 1.0  # seconds until a step is tried again that could not be written down
+_STEPS = 8  # deployments that are looked after at the same time
 
 
-@dataclass
-class Watch:
-    """What is remembered of an instance between ticks; losing it only delays a restart."""
+class Traffic(Protocol):
+    """What the way in knows of the requests that are under way.  Returns at once."""
 
-    next: float  # when to probe again, seconds of the monotonic clock
-    failures: int = 0
-    busy: bool = False
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    def load(self, deployment: str) -> Load:
+        """Say how much is asked of a deployment, by its id."""
+
+    def busy(self, process: str) -> int:
+        """Say how many requests a process is answering."""
+
+
+class NoTraffic:
+    """Where there is no way in: nobody asks for anything."""
+
+    def load(self, deployment: str) -> Load:
+        return Load()
+
+    def busy(self, process: str) -> int:
+        return 0
 
 
 class Upkeep:
@@ -56,29 +68,59 @@ class Upkeep:
         keys: Keys,
         environments: Environments,
         kind: Callable[[Path], str],
-        answers: Callable[[str, float], bool] | None = None,
+        traffic: Traffic | None = None,
+        answers: Callable[[str, float], bool] = probing.answers,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.store, self.files, self.home = store, files, home
         self.engine, self.keys = engine, keys
         self.environments, self.kind = environments, kind
-        self.answers, self.clock = answers or _answers, clock
-        self._watches: dict[str, Watch] = {}
+        self.traffic = traffic or NoTraffic()
+        self.answers, self.clock = answers, clock
+        # All of this is memory: losing it only delays something.
+        self._watches: dict[tuple[str, str], Watch] = {}  # of a process: live, ready
         self._falls: dict[tuple[str, int, int], int] = {}  # of an instance, one soon after another
+        self._gauges: dict[str, Gauge] = {}
+        self._leaving: dict[str, float] = {}  # processes that nobody needs, and since when
+        self._over = threading.Event()
+        self._pool = ThreadPoolExecutor(_STEPS, thread_name_prefix="upkeep")
+        self._at_work: set[str] = set()  # deployments whose step is in a thread of the pool
+        self._steps: set[Future[None]] = set()
 
     def tick(self) -> bool:
-        """Take one step for each deployment; say whether any is on its way somewhere."""
+        """Begin a step for each deployment; say whether any is on its way somewhere.
+
+        A deployment whose last step goes on (it copies code, say) is left out:
+        neither other deployments nor jobs wait for it.
+        """
+        at_work = {*self._at_work}  # before they are read: a step that ends now makes one stale
         busy = False
         for deployment in endpoints.kept(self.store):
-            try:
-                self._tried(deployment)
-            except Conflict:
-                pass  # someone changed it since we looked; the next tick looks again
-            except Exception as exc:  # what went wrong could not be written down: tried again
-                logger.warning("deployment %s waits: %s", deployment.name, exc)
-                continue  # not busy: it would only fail at once again
-            busy = busy or deployment.status not in ("ready", "failed")
-        return busy
+            busy = busy or _on_its_way(deployment)
+            if deployment.id not in at_work:
+                self._at_work.add(deployment.id)
+                self._steps.add(step := self._pool.submit(self._guarded, deployment))
+                step.add_done_callback(self._steps.discard)
+        return busy or bool(self._leaving)
+
+    def settle(self) -> None:
+        """Wait for the steps under way."""
+        wait([*self._steps])
+
+    def end(self) -> None:
+        self._over.set()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _guarded(self, deployment: Deployment) -> None:
+        try:
+            self._tried(deployment)
+        except Conflict:
+            pass  # someone changed it since we looked; the next tick looks again
+        except Exception as exc:  # what went wrong could not be written down: tried again
+            logger.warning("deployment %s waits: %s", deployment.name, exc)
+            self._over.wait(_PAUSE)
+        finally:
+            self._at_work.discard(deployment.id)
 
     def _tried(self, deployment: Deployment) -> None:
         try:
@@ -121,6 +163,7 @@ class Upkeep:
         return endpoints.place(self.store, deployment, addresses=there)
 
     def _bring_up(self, deployment: Deployment) -> None:
+        deployment = self._renumbered(deployment)
         reports, fallen = self._reports(deployment), {}
         for instance, report in reports.items():
             if report.state == "unknown":
@@ -133,7 +176,9 @@ class Upkeep:
         ready = {
             deployment.process(instance): report.address
             for instance, report in reports.items()
-            if report.address and report.state not in _OVER
+            if report.address
+            and report.state not in _OVER
+            and self._ready(deployment, instance, report.address)
         }
         if fallen:
             others = {**deployment.addresses, **ready}
@@ -142,36 +187,69 @@ class Upkeep:
             return self._replace(deployment, fallen, addresses=others)
         if len(ready) < len(reports):
             waited_for = [n for n in reports if deployment.process(n) not in ready]
-            return self._check_patience(deployment, waited_for[0])
+            for instance in waited_for:
+                self._check_patience(deployment, instance, reports[instance])
+            return None
         # What is left of the revision before is swept away: it first finishes what it was asked.
         endpoints.move(self.store, deployment, "ready", addresses=ready, error=None)
         return None
 
-    def _check_patience(self, deployment: Deployment, instance: int) -> None:
-        """Raise `Failure` when the readiness probe's time is over."""
-        patience = _patience(deployment)
-        if self.clock() - deployment.changed_at.timestamp() > patience:
+    def _check_patience(self, deployment: Deployment, instance: int, report: Report) -> None:
+        """Raise `Failure` when the time is over that an instance has to be ready.
+
+        One that is not started waits for its environment, which takes what it takes.
+        """
+        patience, begun = _patience(deployment), deployment.changed_at.timestamp()
+        if report.state == "unknown":
+            return
+        if self.clock() - max(begun, report.started_at or 0) > patience:
             why = self._why(deployment, instance)
             raise Failure(f"instance {instance} was not ready within {patience:g} s{why}")
 
     def _look_after(self, deployment: Deployment) -> None:
+        deployment = self._renumbered(self._scaled(deployment))
         ready, fallen = {}, {}
         for instance, report in self._reports(deployment).items():
-            id = deployment.process(instance)
             if report.state == "unknown":
                 self._start(deployment, instance)
-            elif report.state == "exited" or self._unwell(deployment, id, report):
+            elif report.state == "exited" or not self._alive(deployment, instance, report):
                 fallen[instance] = report
-            elif report.address:
-                ready[id] = report.address
+            elif report.address and self._ready(deployment, instance, report.address):
+                ready[deployment.process(instance)] = report.address
         if fallen:
             self._replace(deployment, fallen, addresses=ready)
         elif ready != deployment.addresses:
             endpoints.place(self.store, deployment, addresses=ready)
-        if not ready and deployment.status == "ready":
+        answers = bool(ready) or deployment.count == 0
+        if not answers and deployment.status == "ready":
             endpoints.move(self.store, deployment, "unhealthy", reason="no instance answers")
-        elif ready and deployment.status == "unhealthy":
+        elif answers and deployment.status == "unhealthy":
             endpoints.move(self.store, deployment, "ready", reason="an instance answers again")
+
+    def _scaled(self, deployment: Deployment) -> Deployment:
+        """Write down how many instances there should be, where that has changed."""
+        rule, now = deployment.spec.scaling, self.clock()
+        if rule is None:
+            self._gauges.pop(deployment.id, None)
+            return deployment
+        load = self.traffic.load(deployment.id)
+        gauge = self._gauges.setdefault(deployment.id, Gauge(now, load.sum))
+        places, count = deployment.spec.max_concurrent_requests, deployment.count
+        wanted = gauge.read(rule, load, now=now, places=places, count=count)
+        if wanted == count:
+            return deployment
+        logger.info("deployment %s: from %s to %s instances", deployment.name, count, wanted)
+        return endpoints.scale(self.store, deployment, wanted, reason=f"{load.now} under way")
+
+    def _renumbered(self, deployment: Deployment) -> Deployment:
+        """Give an instance that is wanted again while it ends another process."""
+        again = [n for n in range(deployment.count) if deployment.process(n) in self._leaving]
+        if not again:
+            return deployment
+        restarts = {**deployment.restarts}
+        for instance in again:
+            restarts[str(instance)] = restarts.get(str(instance), 0) + 1
+        return endpoints.place(self.store, deployment, restarts=restarts)
 
     def _replace(
         self, deployment: Deployment, fallen: Mapping[int, Report], *, addresses: dict[str, str]
@@ -180,11 +258,8 @@ class Upkeep:
 
         `addresses` are those of the others.
         """
-        restarts = {**deployment.restarts}
+        restarts, ends = {**deployment.restarts}, [deployment.process(n) for n in fallen]
         for instance, report in fallen.items():
-            id = deployment.process(instance)
-            self.engine.stop(id)
-            self._watches.pop(id, None)
             if self._falls_on(deployment, instance, report):
                 endpoints.place(self.store, deployment, addresses=addresses)
                 why = self._why(deployment, instance)
@@ -192,6 +267,8 @@ class Upkeep:
             restarts[str(instance)] = restarts.get(str(instance), 0) + 1
             logger.warning("deployment %s: instance %s is replaced", deployment.name, instance)
         endpoints.place(self.store, deployment, addresses=addresses, restarts=restarts)
+        for id in ends:
+            self._stop(id)
 
     def _falls_on(self, deployment: Deployment, instance: int, report: Report) -> bool:
         """Count a fall; say whether there were too many without a good while in between."""
@@ -204,117 +281,83 @@ class Upkeep:
     def _sweep(self, deployment: Deployment) -> None:
         """End what this deployment once started and needs no more; its logs stay."""
         needed = {*self._processes(deployment), *deployment.addresses}
-        for id in self._started(deployment) - needed:
-            self.engine.stop(id)
-            if self.engine.report(id).state in _OVER:
-                self.engine.forget(id)
-                place = self._place(deployment) / id
-                shutil.rmtree(place / "code", ignore_errors=True)
-                (place / _SPEC).unlink(missing_ok=True)
+        for id in instances.started(self.home, deployment) - needed:
+            if self._drained(deployment, id):
+                self._stop(id)
+                if self.engine.report(id).state in _OVER:
+                    self.engine.forget(id)
+                    instances.clear(self.home, deployment, id)
+                    self._leaving.pop(id, None)
 
-    def _unwell(self, deployment: Deployment, id: str, report: Report) -> bool:
-        """Say whether the liveness probe has failed too often; probes run beside the loop."""
-        probe = deployment.spec.liveness
+    def _drained(self, deployment: Deployment, id: str) -> bool:
+        """Say whether a process that gets no more requests has answered those it had."""
+        now = time.monotonic()
+        since = self._leaving.setdefault(id, now)
+        limit = instances.longest(deployment) + instances.GRACE
+        return not self.traffic.busy(id) or now - since > limit
+
+    def _stop(self, id: str) -> None:
+        self.engine.stop(id)
+        for what in ("live", "ready"):
+            self._watches.pop((id, what), None)
+
+    def _alive(self, deployment: Deployment, instance: int, report: Report) -> bool:
+        """Say whether an instance came up in time and its liveness probe has not failed."""
+        probe, id = deployment.spec.liveness, deployment.process(instance)
         if not report.address:
             begun = report.started_at or self.clock()
-            return self.clock() - begun > _patience(deployment)
-        watch = self._watches.setdefault(id, Watch(next=time.monotonic() + probe.initial_delay))
-        if not watch.busy and time.monotonic() >= watch.next:
-            watch.busy = True
-            watch.next = time.monotonic() + probe.period
-            address = f"{report.address}/health"
-            given = (watch, address, probe.timeout)
-            threading.Thread(target=self._probe, args=given, daemon=True).start()
-        return watch.failures >= probe.failure_threshold
+            return self.clock() - begun <= _patience(deployment)
+        now, address = time.monotonic(), f"{report.address}/health/live"
+        watch = self._watches.setdefault((id, "live"), Watch(now + probe.initial_delay, True))
+        return watch.look(probe, lambda: self.answers(address, probe.timeout), now=now)
 
-    def _probe(self, watch: Watch, address: str, timeout: float) -> None:
-        try:
-            watch.failures = 0 if self.answers(address, timeout) else watch.failures + 1
-        finally:
-            watch.busy = False
+    def _ready(self, deployment: Deployment, instance: int, address: str) -> bool:
+        """Say whether an instance may get requests.  That it answers at all is the first yes."""
+        probe, id = deployment.spec.readiness, deployment.process(instance)
+        now, place = time.monotonic(), f"{address}/health/ready"
+        watch = self._watches.get((id, "ready"))
+        if watch is None:
+            well = probe.success_threshold <= 1 or id in deployment.addresses
+            watch = Watch(now + probe.initial_delay if well else now, well, opposed=int(not well))
+            self._watches[id, "ready"] = watch
+        return watch.look(probe, lambda: self.answers(place, probe.timeout), now=now)
 
     def _start(self, deployment: Deployment, instance: int) -> None:
         spec = deployment.spec
-        id = deployment.process(instance)
-        place = self._place(deployment) / id
-        place.mkdir(parents=True, exist_ok=True)
+        place = instances.place(self.home, deployment, instance)
         environment = assets.by_ref(self.store, spec.environment) if spec.environment else None
-        log = place / "environment.log"
+        log = instances.build_log(place)
         runtime = self.environments.runtime(environment, serving=True, log=log)
         if runtime is None:
             return  # it is being built; asked again at the next tick
-        document = self._document(deployment, place)
-        (place / _SPEC).write_text(json.dumps(document, indent=1))
-        env = {
-            **spec.env,
-            "FINERY_SERVING_SECRET": self.keys.derived("serving", id),
-            "FINERY_DEPLOYMENT": deployment.name,
-            **runtime.env,
-        }
-        process = Process(
-            id=id,
-            command=[runtime.python, "-m", "finery.serving.host", str(place / _SPEC)],
-            cwd=place,
-            log=place / "log.txt",
-            env=env,
-            gpus=self._device(deployment, instance),
-            image=runtime.image,
-            warm=runtime.own,
-            grace=_GRACE,
+        endpoints.warn(self.store, deployment, runtime.warnings)
+        document = instances.document(
+            self.store, self.files, deployment, place=place, kind=self.kind
+        )
+        process = instances.process(
+            deployment,
+            instance,
+            place=place,
+            document=document,
+            runtime=runtime,
+            secret=self.keys.derived("serving", deployment.process(instance)),
+            gpus=self.engine.capacity().gpus,
         )
         self.engine.start(process)
 
-    def _device(self, deployment: Deployment, instance: int) -> tuple[int, ...]:
-        """Return the GPU that an instance sees, where there are any.
-
-        It shares it with whatever else runs there: a lease for as long as it
-        answers would leave a machine with one GPU nothing to train on.
-        """
-        gpus = self.engine.capacity().gpus
-        first = zlib.crc32(deployment.id.encode())
-        return ((first + instance) % gpus,) if gpus else ()
-
-    def _document(self, deployment: Deployment, place: Path) -> dict[str, Any]:
-        """Return the serving process's spec file: see `serving/spec.py`."""
-        spec = deployment.spec
-        document: dict[str, Any] = {
-            "max_concurrent_requests": spec.max_concurrent_requests,
-            "max_queue_wait_ms": spec.max_queue_wait_ms,
-            "request_timeout_ms": spec.request_timeout_ms,
-        }
-        model: Path | None = None
-        if spec.model:
-            model = references.path(self.store, self.files, deployment.workspace, spec.model)
-            document["model"] = str(model)
-        if spec.model.startswith("asset:"):
-            asset = assets.by_ref(self.store, spec.model)
-            document |= {"model_name": asset.name, "model_version": asset.version}
-        if spec.script:
-            code = references.path(self.store, self.files, deployment.workspace, spec.code)
-            shutil.copytree(code, place / "code", dirs_exist_ok=True)
-            return {
-                **document,
-                "kind": "script",
-                "code": str(place / "code"),
-                "script": spec.script,
-            }
-        if model is None:
-            raise Failure("a deployment needs a model, or code with a scoring script")
-        kind = self.kind(model)
-        if kind == "chat":  # it answers in batches: one at a time would only make callers wait
-            del document["max_concurrent_requests"]
-        return {**document, "kind": kind}
-
     def _take_down(self, deployment: Deployment) -> None:
-        ids = {*self._processes(deployment), *deployment.addresses, *self._started(deployment)}
+        kept = instances.started(self.home, deployment)
+        ids = {*self._processes(deployment), *deployment.addresses, *kept}
         for id in ids:
-            self.engine.stop(id)
-            self._watches.pop(id, None)
+            if self._drained(deployment, id):
+                self._stop(id)
         if any(self.engine.report(id).state not in _OVER for id in ids):
             return
         for id in ids:
             self.engine.forget(id)
-        shutil.rmtree(self._place(deployment), ignore_errors=True)
+            self._leaving.pop(id, None)
+        shutil.rmtree(instances.folder(self.home, deployment), ignore_errors=True)
+        self._gauges.pop(deployment.id, None)
         endpoints.move(self.store, deployment, "gone")
 
     def _fail(self, deployment: Deployment, why: str) -> None:
@@ -332,21 +375,14 @@ class Upkeep:
             current = endpoints.move(self.store, current, "unhealthy", reason=why)
         endpoints.move(self.store, current, "failed", reason=why, error=error)
 
-    def _place(self, deployment: Deployment) -> Path:
-        return self.home / "deployments" / deployment.id
-
     def _processes(self, deployment: Deployment) -> list[str]:
         """Return the ids of the processes that there should be."""
-        return [deployment.process(instance) for instance in range(deployment.spec.instances)]
-
-    def _started(self, deployment: Deployment) -> set[str]:
-        """Return the ids of all that was started for it and not swept away yet."""
-        return {found.parent.name for found in self._place(deployment).glob(f"*/{_SPEC}")}
+        return [deployment.process(instance) for instance in range(deployment.count)]
 
     def _reports(self, deployment: Deployment) -> dict[int, Report]:
         return {
             instance: self.engine.report(deployment.process(instance))
-            for instance in range(deployment.spec.instances)
+            for instance in range(deployment.count)
         }
 
     def _why(self, deployment: Deployment, instance: int) -> str:
@@ -365,9 +401,8 @@ def _lost(report: Report) -> bool:
     return report.exit_code is None and not report.reason and not report.timed_out
 
 
-def _answers(address: str, timeout: float) -> bool:
-    try:
-        with urllib.request.urlopen(address, timeout=timeout):
-            return True
-    except OSError:
+def _on_its_way(deployment: Deployment) -> bool:
+    """Say whether a look at it soon is worth while."""
+    if deployment.status == "failed":
         return False
+    return deployment.status != "ready" or len(deployment.addresses) < deployment.count

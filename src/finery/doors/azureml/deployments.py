@@ -14,8 +14,9 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from finery.core import assets, endpoints
 from finery.core import references as core_references
-from finery.core.endpoints import Deployment, Endpoint, Probe, Serving
+from finery.core.endpoints import Deployment, Endpoint
 from finery.core.errors import Failure, Invalid, NotFound, NotSupported
+from finery.core.serving import Probe, Serving
 from finery.core.workspaces import Caller, Workspace
 from finery.doors.azureml import durations, operations, references, wire
 from finery.doors.http import House

@@ -1,0 +1,25 @@
+"""What was before: of an endpoint's traffic, of a deployment; and what its load asks for."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0002"
+down_revision = "0001"
+
+
+def upgrade() -> None:
+    op.add_column("endpoints", _before())
+    op.add_column("deployments", _before())
+    op.add_column("deployments", sa.Column("scaled", sa.Integer(), nullable=True))
+
+
+def downgrade() -> None:
+    op.drop_column("deployments", "scaled")
+    op.drop_column("deployments", "before")
+    op.drop_column("endpoints", "before")
+
+
+def _before() -> sa.Column[object]:
+    return sa.Column("before", sa.JSON(), nullable=False, server_default="{}")
