@@ -25,7 +25,7 @@ from fastapi.telemetry import TelemetryConfig
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from finery import certificates, journal, listening
+from finery import certificates, journal, listening, sampling
 from finery.config import DEFAULT_WORKSPACE, Settings
 from finery.core import endpoints as core_endpoints
 from finery.core import jobs as core_jobs
@@ -151,6 +151,7 @@ def create(settings: Settings, *, http: str, https: str) -> Platform:
         tracking=mlflow.tracking,
         environments=built,
         upkeep=upkeep,
+        sampler=sampling.Sampler(),
     )
     _furnish(house)
     return Platform(

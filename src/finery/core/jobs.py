@@ -307,14 +307,19 @@ def _of_step(warnings: Sequence[str], step: str, message: str) -> Sequence[str]:
     return [*warnings, f"step {step!r}: {message}"]
 
 
-def cancel(store: Store, name: str) -> Job:
-    """Ask for a job and what it is made of to end.  Raises `Conflict` when it has ended."""
+def cancel(store: Store, name: str, *, reason: str = "") -> Job:
+    """Ask for a job and what it is made of to end.  Raises `Conflict` when it has ended.
+
+    `reason`, where it was not a person who asked, is kept as a warning.
+    """
     with store.transaction():
         job = get(store, name)
         if job.final:
             raise Conflict(f"job {name!r} has ended already ({job.status})", target=name)
         if job.status in ("cancelling", "finalizing"):
             return job
+        if reason:
+            job = warn(store, name, reason)
         return move(store, job, "cancelled" if job.status == "queued" else "cancelling")
 
 

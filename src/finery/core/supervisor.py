@@ -183,7 +183,7 @@ class Supervisor:
         assert isinstance(job.spec, Command)
         if job.spec.shm_size:
             log.write(f"shm_size {job.spec.shm_size}: shared memory is the machine's own here")
-        env = {**self.tracking.open(job), **job.spec.env}
+        env = {**runtime.variables, **self.tracking.open(job), **job.spec.env}
         process = launch.process(job, place, line, runtime=runtime, env=env)
         if jobs.get(self.store, job.name).status != "preparing":
             return  # cancelled while all this was made ready
