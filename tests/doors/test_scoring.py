@@ -65,6 +65,10 @@ class Instance:
         status = 424 if body == b"fail" else 200
         answer = json.dumps({"size": len(body), "path": scope["path"]}).encode()
         start = [(b"content-type", b"application/json"), (b"azureml-model-deployment", b"wrong")]
+        if body == b"raise":
+            status = 500
+            start += [(b"x-ms-run-function-failed", b"True")]
+            start += [(b"ms-azureml-model-error-reason", b"KeyError: 'image'")]
         await send({"type": "http.response.start", "status": status, "headers": start})
         await send({"type": "http.response.body", "body": answer})
 
@@ -396,6 +400,13 @@ def test_a_body_that_is_too_large_is_refused(running: Running, pieces: int):
 
 def test_what_a_script_s_failure_is_called_goes_through(running: Running):
     assert running.to("blue", b"fail").status_code == 424
+
+
+def test_a_script_that_raised_is_424_and_says_what_it_was(running: Running):
+    answer = running.to("blue", b"raise")
+    assert answer.status_code == 424
+    assert answer.headers["ms-azureml-model-error-statuscode"] == "500"
+    assert answer.headers["ms-azureml-model-error-reason"] == "KeyError: 'image'"
 
 
 def test_errors_below_v1_are_what_openai_s_clients_read(running: Running):

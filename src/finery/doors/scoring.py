@@ -50,6 +50,7 @@ _OWN = (
     frozenset((b"host", b"content-length", b"authorization", b"api-key", b"expect"))
     | upstream.HOP_BY_HOP
 )
+_FAILED = (b"x-ms-run-function-failed", b"True")
 _ANSWERED = frozenset((b"x-ms-request-id", b"azureml-model-deployment", b"date", b"server"))
 
 
@@ -311,8 +312,11 @@ async def _pass_on(call: _Call, deployment: str, answer: Answer, seconds: float)
     ]
     headers.append((b"azureml-model-deployment", deployment.encode()))
     headers.append((b"x-ms-request-id", call.id.encode()))
-    start = {"type": "http.response.start", "status": answer.status, "headers": headers}
-    await call.send(start)
+    status = answer.status
+    if _FAILED in answer.headers:  # as on Azure: the host says 500, its way in 424
+        headers.append((b"ms-azureml-model-error-statuscode", str(status).encode()))
+        status = 424
+    await call.send({"type": "http.response.start", "status": status, "headers": headers})
     more = True
     while more:
         try:

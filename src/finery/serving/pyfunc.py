@@ -8,18 +8,19 @@ tables as records.  The model's signature decides what a list means.
 from __future__ import annotations
 
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from finery.serving import fields, wire
-from finery.serving.script import Scorer, failed
+from finery.serving.script import failed
 from finery.serving.spec import BadSpec, Spec, mlflow_folder
 from finery.serving.wire import invalid
 
 TABLE = ("columns", "index", "data")
 
 
-def load(spec: Spec) -> Scorer:
+def load(spec: Spec) -> Callable[[bytes], bytes]:
     """Load the model; the result answers one body at a time."""
     folder = mlflow_folder(Path(spec.model))
     if folder is None:

@@ -1,24 +1,20 @@
-"""One HTTP exchange over ASGI: read the body, answer, refuse.
+"""What one HTTP exchange is to the serving side: a request, an answer, a refusal.
 
-Just what `host.py` needs, on the raw protocol, because a framework costs more
-than everything else on the way to a small model.  Routing is in `host.py`;
-what answers mean is in the modules of the kinds.
+Bytes on a socket are `connection.py`'s affair; which path means what is said in
+`routes.py`; what an answer holds, by the modules of the kinds.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Protocol
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
 JSON = b"application/json"
+TEXT = b"text/html; charset=utf-8"  # what Azure's inference server calls whatever is not JSON
 
 
 class Refusal(Exception):
@@ -31,6 +27,100 @@ class Refusal(Exception):
         self.code = code
         self.message = message
         self.target = target
+
+
+class Answer(NamedTuple):
+    """A whole answer, or with `parts` one that is made while it is sent.
+
+    With `parts`, `body` is empty.  An exception from `parts` breaks the answer off.
+    """
+
+    status: int
+    headers: Headers
+    body: bytes
+    parts: Iterator[bytes] | None = None
+
+
+class Line(Protocol):
+    """Where the answer to one request goes.  Only on the event loop."""
+
+    paused: bool  # what was written has not gone out yet: write no more for now
+
+    def head(self, status: int, headers: Headers, *, length: int | None) -> None:
+        """Begin the answer; without a `length` its end is marked otherwise."""
+
+    def data(self, part: bytes) -> None:
+        """Go on with the body."""
+
+    def end(self) -> None:
+        """The answer is complete."""
+
+    def abort(self) -> None:
+        """Close the connection, so that nobody takes what was sent for the whole."""
+
+
+Scorer = Callable[["Exchange"], Answer]  # blocks; called on a thread
+
+
+class Exchange:
+    """A request that has arrived whole, and its answer.
+
+    `answer` is called once; or `begin`, `write` as often as needed, and `end`.
+    """
+
+    __slots__ = (
+        "began", "body", "extra", "fields", "gone", "headers", "id", "line", "method",
+        "path", "peer", "query", "resumed", "sent", "status", "tokens",
+    )  # fmt: skip
+
+    def __init__(self, method: str, path: str, query: bytes, headers: Headers, line: Line) -> None:
+        """Header names are in small letters; `path` is percent-decoded, without its query."""
+        self.method = method
+        self.path = path
+        self.query = query
+        self.headers = headers
+        self.fields = dict(headers)
+        self.line = line
+        self.body: bytes | bytearray = b""
+        self.peer = ""
+        self.began = time.perf_counter()
+        self.id = ""
+        self.status = 0  # of the answer, once it has begun
+        self.sent = 0  # bytes of body
+        self.extra: Headers = []  # go out with every answer
+        self.gone: Callable[[], None] | None = None  # called when the client leaves early
+        self.resumed: Callable[[], None] | None = None  # called when writing may go on
+
+    def header(self, name: bytes) -> bytes:
+        """A request header, b"" when it is absent."""
+        return self.fields.get(name, b"")
+
+    def answer(self, status: int, body: bytes, kind: bytes = JSON) -> None:
+        """Send a complete answer."""
+        self.send(status, [(b"content-type", kind)], body)
+
+    def send(self, status: int, headers: Headers, body: bytes) -> None:
+        """Send a complete answer with these headers."""
+        self.status, self.sent = status, len(body)
+        self.line.head(status, headers + self.extra, length=len(body))
+        if body:
+            self.line.data(body)
+        self.line.end()
+
+    def begin(self, status: int, headers: Headers) -> None:
+        """Send the head of an answer whose length is not known."""
+        self.status = status
+        self.line.head(status, headers + self.extra, length=None)
+
+    def write(self, part: bytes) -> None:
+        """Send a part of the body."""
+        if part:
+            self.sent += len(part)
+            self.line.data(part)
+
+    def end(self) -> None:
+        """The body is complete."""
+        self.line.end()
 
 
 def invalid(message: str, *, target: str = "") -> Refusal:
@@ -54,61 +144,7 @@ def late(seconds: float) -> Refusal:
     return Refusal(408, "RequestTimeout", f"not answered within {seconds * 1000:.0f} ms")
 
 
-class Exchange:
-    """A request and its answer.  Exactly one of `answer` or `begin` is called."""
-
-    def __init__(self, scope: Scope, receive: Receive, send: Send, *, headers: Headers) -> None:
-        """`headers` go out with every answer."""
-        self.scope = scope
-        self.method: str = scope["method"]
-        self.path: str = scope["path"]
-        self.status = 0  # of the answer, once it has begun
-        self.sent = 0  # bytes of body
-        self.extra = headers
-        self._receive = receive
-        self._send = send
-
-    async def body(self, limit: int) -> bytes:
-        """The whole body; a Refusal past `limit` bytes or when the client goes away."""
-        parts: list[bytes] = []
-        size = 0
-        while True:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                raise Refusal(499, "ClientClosedRequest", "the client went away")
-            part = message.get("body", b"")
-            size += len(part)
-            if size > limit:
-                raise too_large(limit)
-            if not message.get("more_body", False):
-                return part if not parts else b"".join((*parts, part))
-            parts.append(part)
-
-    async def gone(self) -> None:
-        """Return when the client has gone away.  Only after `body`."""
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-
-    async def answer(self, status: int, body: bytes, kind: bytes = JSON) -> None:
-        """Send a complete answer."""
-        await self.begin(status, kind, length=len(body))
-        await self.write(body, more=False)
-
-    async def begin(self, status: int, kind: bytes, *, length: int | None = None) -> None:
-        """Send the head of an answer."""
-        self.status = status
-        headers = [(b"content-type", kind), *self.extra]
-        if length is not None:
-            headers.append((b"content-length", str(length).encode()))
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
-
-    async def write(self, part: bytes, *, more: bool = True) -> None:
-        """Send a part of the body."""
-        self.sent += len(part)
-        await self._send({"type": "http.response.body", "body": part, "more_body": more})
-
-
-def json_in(body: bytes) -> Any:
+def json_in(body: bytes | bytearray) -> Any:
     """The JSON document in a body, or a Refusal that says where it breaks."""
     try:
         return json.loads(body)
@@ -121,21 +157,3 @@ def json_in(body: bytes) -> Any:
 def json_out(document: Any) -> bytes:
     """The document as Azure's inference server writes it: Python's own spacing and escapes."""
     return json.dumps(document).encode()
-
-
-def header(scope: Scope, name: bytes) -> bytes:
-    """A request header, b"" when it is absent."""
-    for key, value in scope["headers"]:
-        if key == name:
-            found: bytes = value
-            return found
-    return b""
-
-
-async def until_gone(exchange: Exchange, leave: Callable[[], None]) -> None:
-    """Call `leave` once the client has gone away; a task around one answer."""
-    try:
-        await exchange.gone()
-    except asyncio.CancelledError:
-        return
-    leave()
