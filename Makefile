@@ -3,13 +3,15 @@ PYTHON ?= python3
 VENV := .venv/bin
 # The official clients, in an environment where Finery cannot be imported.
 SDK := .venv-sdk/bin
+# Azure's own scoring host, beside which ours is held.
+INFERENCE := .venv-inference/bin
 export OMP_WAIT_POLICY = PASSIVE
 # Trust what the machine trusts: many networks have a certificate authority of their own.
 export UV_SYSTEM_CERTS = 1
 
 .PHONY: setup quickstart test test-all test-gpu check format bench coverage lock clean
 
-setup: .venv/.ready .venv-sdk/.ready
+setup: .venv/.ready .venv-sdk/.ready .venv-inference/.ready
 
 # torch comes from pip, which takes a CPU wheel that lies on the machine; uv does the rest.
 .venv/.ready: pyproject.toml constraints.txt
@@ -27,6 +29,11 @@ setup: .venv/.ready .venv-sdk/.ready
 	@test -x $(SDK)/python || $(PYTHON) -m venv .venv-sdk
 	@$(VENV)/uv pip install --quiet --python $(SDK)/python --requirement requirements-sdk.txt
 	@$(SDK)/python -m compileall -q -j 0 .venv-sdk/lib > /dev/null 2>&1 || true
+	@touch $@
+
+.venv-inference/.ready: requirements-inference.txt .venv/.ready
+	@test -x $(INFERENCE)/python || $(PYTHON) -m venv .venv-inference
+	@$(VENV)/uv pip install --quiet --python $(INFERENCE)/python --requirement requirements-inference.txt
 	@touch $@
 
 quickstart: setup
