@@ -133,7 +133,7 @@ def create(settings: Settings, *, http: str, https: str) -> Platform:
     )
     mlflow = Mlflow(house, home, settings.database or None)
     way_in = scoring.Scoring(house)
-    built = Environments(home)
+    built = Environments(home, engine=engine, locate=files.locate, strict=settings.strict)
     upkeep = Upkeep(
         store,
         files,

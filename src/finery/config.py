@@ -21,6 +21,7 @@ class Settings:
     models: Literal["full", "tiny"] = "full"
     database: str = ""  # a SQLAlchemy URL; empty: SQLite in the home
     warm_idle: float = 600  # seconds after which an idle warm parent ends
+    strict: bool = False  # what an environment asks for and does not get is an error
 
 
 def home(given: str | None) -> Path:
@@ -30,3 +31,8 @@ def home(given: str | None) -> Path:
 
 def database() -> str:
     return os.environ.get("FINERY_DATABASE_URL", "")
+
+
+def strict() -> bool:
+    """Say whether FINERY_STRICT_ENVIRONMENTS asks for errors instead of warnings."""
+    return os.environ.get("FINERY_STRICT_ENVIRONMENTS", "").lower() in ("1", "true", "yes", "on")

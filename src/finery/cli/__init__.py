@@ -56,6 +56,7 @@ def up(args: argparse.Namespace) -> None:
         tls_port=args.tls_port,
         models=args.models,
         database=config.database(),
+        strict=args.strict or config.strict(),
     )
 
     def ready(platform: app.Platform) -> None:
@@ -197,6 +198,12 @@ def _parser() -> argparse.ArgumentParser:
         default="full",
         help="full (default): the real models, fetched from the hub when a job needs them; "
         "tiny: small stand-ins of the same architecture under the same names",
+    )
+    start.add_argument(
+        "--strict",
+        action="store_true",
+        help="what an environment asks for and cannot get here (a line of a Dockerfile where no "
+        "container engine runs) fails the job, instead of a warning",
     )
     word("down", down).add_argument("--json", action="store_true", help=JSON_IS)
     word("env", env).add_argument("--json", action="store_true", help=JSON_IS)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -95,6 +96,7 @@ class Runtime:
     image: str = ""  # of the container; empty: none
     own: bool = False  # the server's own, of which our programs may be forked warm
     warnings: tuple[str, ...] = ()  # what the environment asks for and does not get here
+    variables: Mapping[str, str] = field(default_factory=dict)  # those that it sets: below a job's
 
     @property
     def env(self) -> dict[str, str]:

@@ -74,6 +74,7 @@ def process(
     """
     (place / _SPEC).write_text(json.dumps(document, indent=1))
     env = {
+        **runtime.variables,
         **deployment.spec.env,
         "FINERY_SERVING_SECRET": secret,
         "FINERY_DEPLOYMENT": deployment.name,

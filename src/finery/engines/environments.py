@@ -1,39 +1,246 @@
-"""What an environment becomes: an interpreter of this machine.
+"""What an environment becomes: an interpreter, built once and kept by the hash of what is asked.
 
-So far one: our own, which the curated environments of the catalog stand for.
-What would have to be built (conda, a Docker context or image) is refused by
-name; nothing is built here yet.
+A build is a process that ends, run by the engine like a job's (`building.py` is
+its program): it outlives the server, its keeper sees to it that nothing is built
+twice, and a job that waits sees its log.  Folders: `environments/HASH/` is whole
+once `ready.json` is in it; beside it are `HASH.json`, the wish, `HASH.log`, and
+`HASH.failed.json` after a failure, which is told to those who waited for that
+build and to no one else: who asks later has it tried again.
+What is asked for is read by `wanted.py`.
 """
 
 from __future__ import annotations
 
+import json
+import logging
+import os
+import re
+import shutil
 import sys
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from finery.core.assets import Asset
-from finery.core.compute import Runtime
-from finery.core.errors import NotSupported
+from finery.core.compute import Engine, Process, Runtime
+from finery.core.errors import Failure, Invalid, NotSupported, Unavailable
+from finery.engines import building, sharing, wanted
+from finery.engines.wanted import Locate, Wanted
 
-MADE_FROM = {"conda": "a conda file", "build": "a Docker build context", "image": "a Docker image"}
 OWN = Runtime(python=sys.executable, own=True)
+MOST_BUILDS = 2  # at once
+MOST_KNOWN = 2000  # wishes that are remembered
+LONGEST = 3600.0  # seconds that a build may take
+IGNORED = 30.0  # seconds after which a build that nobody asks for is stopped
+_BUILDER = 1  # of what is built, when that changes
+# What of the server's environment tells pip and uv where packages come from.
+_INDEXES = re.compile(r"UV_.*|PIP_(INDEX_URL|EXTRA_INDEX_URL|FIND_LINKS|NO_INDEX|CERT)|PYENV_ROOT")
+_AS_UV = {
+    "PIP_INDEX_URL": "UV_INDEX_URL",
+    "PIP_EXTRA_INDEX_URL": "UV_EXTRA_INDEX_URL",
+    "PIP_FIND_LINKS": "UV_FIND_LINKS",
+    "PIP_NO_INDEX": "UV_NO_INDEX",
+}
+
+logger = logging.getLogger(__name__)
 
 
 class Environments:
     """The environments of one home.  The contract is `core.compute.Environments`."""
 
-    def __init__(self, home: Path) -> None:
-        self.home = home / "environments"
+    def __init__(
+        self,
+        home: Path,
+        *,
+        engine: Engine,
+        locate: Locate,
+        strict: bool = False,
+        surroundings: Mapping[str, str] | None = None,
+    ) -> None:
+        """`strict`: what cannot be honoured is an error, instead of a warning."""
+        self.home = home.absolute() / "environments"
+        self.engine, self.locate, self.strict = engine, locate, strict
+        self._surroundings = dict(os.environ if surroundings is None else surroundings)
+        self._wishes: dict[tuple[str, str, bool], tuple[Wanted, str]] = {}
+        self._ready: dict[str, Runtime] = {}
+        self._asked: dict[str, float] = {}  # builds that run -> when they were last asked for
+        self._lock = threading.RLock()
 
     def runtime(
         self, environment: Asset | None, *, serving: bool, log: Path | None = None
     ) -> Runtime | None:
         if environment is None or environment.spec.get("kind") == "curated":
             return OWN
-        kind = str(environment.spec.get("kind", ""))
-        raise NotSupported(
-            f"the environment {environment.name!r} is made from "
-            f"{MADE_FROM.get(kind, 'nothing we know')}, and none are built here yet: name one of "
-            "the azureml registry instead, such as acft-hf-nlp-gpu (Finery's own Python, with "
-            "PyTorch, transformers and MLflow)",
+        with self._lock:
+            wish, key = self._wish(environment, serving)
+            if wish.ours:
+                return replace(OWN, warnings=wish.warnings)
+            if found := self._found(key):
+                return found
+            return self._step(environment, wish, key, log)
+
+    def _wish(self, environment: Asset, serving: bool) -> tuple[Wanted, str]:
+        """Read what is asked for, once: a version of an environment never changes."""
+        known = (environment.scope, environment.ref, serving)
+        if known not in self._wishes:
+            try:
+                wish = wanted.of(environment, self.locate, serving=serving)
+            except Failure as exc:
+                raise type(exc)(
+                    f"the environment {environment.name!r}: {exc}", target="environment"
+                ) from exc
+            if self.strict and wish.warnings:
+                raise NotSupported(
+                    f"the environment {environment.name!r} cannot be honoured whole, and this "
+                    f"server is strict about that: {'; '.join(wish.warnings)}",
+                    target="environment",
+                )
+            if len(self._wishes) >= MOST_KNOWN:
+                self._wishes.clear()
+            self._wishes[known] = (wish, wish.key(*_about(wish)))
+        return self._wishes[known]
+
+    def _found(self, key: str) -> Runtime | None:
+        """Return what is ready.  Asked often: one look at a file's date when nothing changed."""
+        folder = self.home / key
+        if not (folder / building.READY).exists():
+            self._ready.pop(key, None)
+            return None
+        if key not in self._ready:
+            said = _read(folder / building.READY)
+            self._ready[key] = Runtime(
+                python=str(folder / "bin" / "python"),
+                warnings=tuple(said["warnings"]),
+                variables=said["variables"],
+            )
+            self.engine.forget(f"environment-{key}")
+        return self._ready[key]
+
+    def _step(self, environment: Asset, wish: Wanted, key: str, log: Path | None) -> Runtime | None:
+        """Take the next step of a build; raise its failure to those who waited for it."""
+        id = f"environment-{key}"
+        report = self.engine.report(id)
+        if report.state == "exited" and (found := self._found(key)):
+            return found  # it became ready since we looked
+        if report.state == "exited":
+            waited = log is None or _same(log, self._log(key))
+            failure = self._failure(environment, key, report.reason)
+            self._asked.pop(key, None)
+            if waited:
+                if log is None:  # who has no log cannot be told from those who come later
+                    self.engine.forget(id)
+                raise failure
+            self.engine.forget(id)
+            report = self.engine.report(id)
+        if report.state == "unknown":
+            if len(self._building()) >= MOST_BUILDS:
+                return None
+            self._start(wish, key, id)
+        self._asked[key] = time.monotonic()
+        if log is not None:
+            _show(self._log(key), log)
+        return None
+
+    def _start(self, wish: Wanted, key: str, id: str) -> None:
+        self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        shutil.rmtree(self.home / key, ignore_errors=True)  # of a builder that was killed
+        for name in (f"{key}.failed.json", f"{key}.log"):
+            (self.home / name).unlink(missing_ok=True)
+        self._log(key).touch(mode=0o644)
+        given = self.home / f"{key}.json"
+        given.write_text(json.dumps(asdict(wish)))
+        self.engine.start(
+            Process(
+                id=id,
+                command=[sys.executable, "-m", building.__name__, str(given), str(self.home / key)],
+                cwd=self.home,
+                log=self._log(key),
+                env=_indexes(self._surroundings),
+                timeout=LONGEST,
+            )
+        )
+        if not self._asked:
+            self._asked[key] = time.monotonic()
+            threading.Thread(target=self._mind, name="builds", daemon=True).start()
+
+    def _building(self) -> list[str]:
+        """Return the builds that run; those of an earlier server's life too."""
+        found = []
+        for place in self.home.parent.glob("processes/environment-*"):
+            if self.engine.report(place.name).state in ("starting", "alive"):
+                found.append(place.name.removeprefix("environment-"))
+        return found
+
+    def _failure(self, environment: Asset, key: str, reason: str) -> Failure:
+        said = _read(self.home / f"{key}.failed.json") or {}
+        shutil.rmtree(self.home / key, ignore_errors=True)
+        kind = Invalid if said.get("invalid") else Unavailable
+        cause = said.get("cause") or reason or "its builder ended without a word"
+        return kind(
+            f"the environment {environment.name!r} could not be built: {cause} (the whole log: "
+            "environment.log)",
             target="environment",
         )
+
+    def _mind(self) -> None:
+        """Stop the builds that nobody waits for any more."""
+        while True:
+            time.sleep(1)
+            with self._lock:
+                for key, last in [*self._asked.items()]:
+                    id = f"environment-{key}"
+                    if self.engine.report(id).state == "exited":
+                        self._asked.pop(key)
+                    elif time.monotonic() - last > IGNORED:
+                        logger.info("nobody waits for the environment %s: stopped", key)
+                        self.engine.stop(id)
+                        self._asked.pop(key)
+                if not self._asked:
+                    return
+
+    def _log(self, key: str) -> Path:
+        return self.home / f"{key}.log"
+
+
+def _about(wish: Wanted) -> list[str]:
+    """What of this machine the result depends on."""
+    about = [str(_BUILDER), sys.executable, sys.version]
+    if wish.on_ours:
+        about += [f"{name} {one.version}" for name, one in sorted(sharing.packages().items())]
+    return about
+
+
+def _indexes(surroundings: Mapping[str, str]) -> dict[str, str]:
+    """Return what tells uv where packages come from: its own words, and pip's as its own."""
+    found = {name: value for name, value in surroundings.items() if _INDEXES.fullmatch(name)}
+    for name, same in _AS_UV.items():
+        if name in found:
+            found.setdefault(same, found[name].replace(" ", "," if "FIND" in name else " "))
+    defaults = {"UV_SYSTEM_CERTS": "1", "UV_INDEX_STRATEGY": "unsafe-best-match"}
+    return {**defaults, **found, "UV_NO_PROGRESS": "1", "UV_NO_CONFIG": "1"}
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _same(one: Path, other: Path) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except FileNotFoundError:
+        return False
+
+
+def _show(source: Path, log: Path) -> None:
+    """Have a build's log at another place as well: the same file, so that it is seen to grow."""
+    if _same(log, source):
+        return
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.unlink(missing_ok=True)
+    os.link(source, log)

@@ -1,0 +1,156 @@
+"""The program that builds one environment: `python -m finery.engines.building WISH FOLDER`.
+
+It is run by the engine as a process of its own, so that it outlives the server
+and its log is seen from the first line on.  WISH is a file with what
+`wanted.Wanted` says.  FOLDER/ready.json is written last: with it the
+environment is whole, without it it is nothing.  Where it cannot be built,
+FOLDER is taken away and FOLDER.failed.json says why.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+from finery.engines import explaining, interpreters, keeper, requirements, sharing
+from finery.engines.wanted import Wanted
+
+READY = "ready.json"
+# What the scoring host imports; ours are shared where the Python is the same.
+HOST = ("uvicorn", "httptools", "uvloop", "orjson", "werkzeug")
+_PACKAGE = Path(__file__).parents[1]  # of Finery itself
+
+
+def main() -> None:
+    wish, folder = Path(sys.argv[1]), Path(sys.argv[2])
+    signal.signal(signal.SIGTERM, _stopped)
+    try:
+        build(Wanted(**json.loads(wish.read_text())), folder)
+    except SystemExit:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    except Exception as exc:
+        shutil.rmtree(folder, ignore_errors=True)
+        cause = explaining.cause(exc)
+        say(f"failed: {cause.text}")
+        failed = {"cause": cause.text, "invalid": cause.invalid}
+        keeper.record(str(folder.parent), f"{folder.name}.failed.json", failed)
+        raise SystemExit(1) from None
+
+
+def build(wanted: Wanted, folder: Path) -> None:
+    """Make the environment.  Raises what `explaining.cause` can explain."""
+    shutil.rmtree(folder, ignore_errors=True)
+    warnings = [*wanted.warnings]
+    for note in wanted.notes:
+        say(note)
+    chosen = interpreters.choose(wanted.python, serving=wanted.serving, say=say)
+    warnings += chosen.warnings
+    say(f"Python {chosen.version} in an environment of its own")
+    uv("venv", "--quiet", "--python", str(chosen.path), str(folder))
+    steps = [[*step] for step in wanted.steps]
+    shared = _shared(wanted, folder, steps, same=chosen.same)
+    if wanted.serving:
+        steps = [*steps[:-1], [*(steps[-1] if steps else ()), *HOST]]
+    for step in steps:
+        install(step, folder, Path(wanted.folder or folder), torch="torch" in shared)
+    warnings += _settle(wanted, folder, shared)
+    for warning in warnings:
+        say(f"warning: {warning}")
+    ready = {"warnings": warnings, "variables": wanted.variables, "python": chosen.version}
+    keeper.record(str(folder), READY, ready, durable=True)
+    say("ready")
+
+
+def install(lines: list[str], folder: Path, inside: Path, *, torch: bool) -> None:
+    """Install the lines of a requirements file.  `torch`: ours is there, and is to stay."""
+    file = folder / "requirements.txt"
+    file.write_text("\n".join(lines) + "\n")
+    words = ["pip", "install", "--python", str(folder), "--requirement", str(file)]
+    if torch:
+        kept = folder / "constraints.txt"
+        kept.write_text(f"torch=={sharing.packages()['torch'].version.partition('+')[0]}\n")
+        words += ["--constraint", str(kept)]
+    say("installing " + ", ".join(line for line in lines if not line.startswith("-"))[:2000])
+    try:
+        uv(*words, cwd=inside)
+    except explaining.Ended as ended:
+        if not torch or not explaining.concerns(ended.said, "torch"):
+            raise
+        say("it does not go with the PyTorch that is here: once more, with one of its own")
+        uv(*words[:-2], *interpreters.torch_backend(), cwd=inside)
+
+
+def uv(*words: str, cwd: Path | None = None) -> None:
+    """Run uv, its words in the log.  Raises `Ended` with them where it fails."""
+    ran = subprocess.Popen(
+        [interpreters.uv(), *words],
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    said = []
+    assert ran.stdout is not None
+    for line in ran.stdout:
+        say(line.rstrip("\n"))
+        said.append(line)
+    if ran.wait():
+        raise explaining.Ended("".join(said[-500:]))
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _shared(wanted: Wanted, folder: Path, steps: list[list[str]], *, same: bool) -> set[str]:
+    """Have of our packages what the environment may begin with; return their names."""
+    if not same:
+        return set()
+    ours = sharing.packages()
+    if wanted.on_ours:
+        names = {*ours}
+    else:
+        asked = {requirements.name(line): line for step in steps for line in step}
+        names = {"pip"} - {*asked}
+        if interpreters.fits(ours.get("torch"), asked.get("torch", "torch")):
+            names |= {one for one in ours if sharing.WITH_TORCH.fullmatch(one)}
+        if wanted.serving:
+            names |= sharing.closure(HOST, ours) - {*asked}
+    return {*sharing.share(folder, sorted(names))}
+
+
+def _settle(wanted: Wanted, folder: Path, shared: set[str]) -> list[str]:
+    """What is to be done when all is installed: drop what nobody asked for, let the host in."""
+    if "torch" in shared and not wanted.on_ours:
+        there = sharing.packages(sharing.site(folder))
+        asked = [line for step in wanted.steps for line in step if requirements.name(line)]
+        reached = sharing.closure([*asked, *({*there} - shared)], there)
+        if "torch" not in reached:
+            extra = sorted(one for one in there if sharing.WITH_TORCH.fullmatch(one))
+            uv("pip", "uninstall", "--quiet", "--python", str(folder), *extra)
+        else:
+            say("PyTorch is the one that is here already: nothing of it was downloaded")
+    if wanted.serving:
+        host = folder / "host"
+        host.mkdir()
+        (host / "finery").symlink_to(_PACKAGE)
+        (sharing.site(folder) / "finery-host.pth").write_text(f"{host}\n")
+    return []
+
+
+def _stopped(number: int, frame: Any) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
+if __name__ == "__main__":
+    os.umask(0o077)
+    main()

@@ -1,0 +1,363 @@
+"""A Dockerfile read, not built: what it installs with pip or conda, and all that it does besides.
+
+For machines without a container engine.  Only `pip install`, `uv pip install`,
+`conda install` and `conda env` can be honoured; every other line that does
+something is named, with its number.  Nothing of it is executed here.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from finery.core.errors import Invalid
+from finery.engines import conda, requirements
+
+MOST_WARNINGS = 30
+_LONGEST = 160  # characters of a line that is quoted
+_WORD = re.compile(r"\$(?:\{(\w+)(?::?-([^}]*))?\}|(\w+))")
+_HEREDOC = re.compile(r"<<-?\s*(['\"]?)(\w+)\1")
+_SILENT = {"LABEL", "MAINTAINER", "EXPOSE", "WORKDIR", "SHELL", "ARG", "ENV", "STOPSIGNAL"}
+_SILENT |= {"USER", "FROM", "COPY", "ADD", "RUN", "VOLUME"}  # those that are read in another way
+# Commands that leave nothing that a job could miss.
+_IDLE = {"rm", "true", ":", "set", "echo", "cd", "mkdir", "export", "ls", "cat", "which"}
+_FLAGS = (  # of pip install, and nothing changes without them
+    *("--no-cache-dir", "--no-cache", "--upgrade", "-U", "--quiet", "-q", "-qq", "--user", "-v"),
+    *("--system", "--ignore-installed", "-I", "--force-reinstall", "--disable-pip-version-check"),
+    *("--no-warn-script-location", "--prefer-binary", "--break-system-packages", "--no-input"),
+    *("--verbose", "--no-compile", "--compile", "--no-python-version-warning", "--reinstall"),
+    *("--compile-bytecode", "--upgrade-strategy=eager", "--upgrade-strategy=only-if-needed"),
+)
+_VALUED = (  # the same, with a value
+    *("--timeout", "--default-timeout", "--retries", "--trusted-host", "--progress-bar"),
+    *("--root-user-action", "--cache-dir", "--python", "--upgrade-strategy", "--cert", "--proxy"),
+)
+_CARRIED = (  # options that a requirements file can hold
+    *("-r", "--requirement", "-c", "--constraint", "-i", "--index-url", "--extra-index-url"),
+    *("-f", "--find-links", "--no-binary", "--only-binary", "-e", "--editable"),
+)
+
+
+@dataclass(frozen=True)
+class Instruction:
+    line: int
+    word: str
+    rest: str
+
+
+@dataclass
+class Read:
+    """What a Dockerfile comes to; filled in as it is read."""
+
+    folder: Path
+    name: str
+    image: str = ""
+    steps: tuple[tuple[str, ...], ...] = ()
+    variables: dict[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    arguments: dict[str, str] = field(default_factory=dict)
+    stands: str = "/"  # its working directory
+    copied: dict[str, str] = field(default_factory=dict)  # path in the image -> in the context
+
+    def missed(self, one: Instruction, what: str, why: str = "") -> None:
+        said = f"not honoured: {self.name} line {one.line}: {_short(what)}"
+        self.warnings += (f"{said}: {why}" if why else said,)
+
+    def filled(self, text: str) -> str:
+        """Return a text with what ENV and ARG say in the place of their names."""
+        known = self.arguments | self.variables
+
+        def value(match: re.Match[str]) -> str:
+            return known.get(match.group(1) or match.group(3), match.group(2) or "")
+
+        return _WORD.sub(value, text)
+
+
+def read(folder: Path, path: str) -> Read:
+    """Return what the Dockerfile at `path` of a context asks for."""
+    file = requirements.within(folder, path, base=folder, where="the build context")
+    found = Read(folder, posixpath.basename(path))
+    instructions = parse(requirements.text(file), found.name)
+    for one in _last_stage(instructions, found):
+        _take(one, found)
+    if len(found.warnings) > MOST_WARNINGS:
+        more = len(found.warnings) - MOST_WARNINGS
+        found.warnings = (*found.warnings[:MOST_WARNINGS], f"and {more} lines more of {found.name}")
+    return found
+
+
+def parse(text: str, name: str) -> list[Instruction]:
+    """Return the instructions: comments out, lines that go on joined, here-documents in."""
+    found = re.match(r"(?:#\s*\w+\s*=.*\n)*?#\s*escape\s*=\s*`", text, re.IGNORECASE)
+    escape = "`" if found else "\\"
+    lines = text.splitlines()
+    instructions, at = [], 0
+    while at < len(lines):
+        begun, line = at, lines[at].strip()
+        at += 1
+        if not line or line.startswith("#"):
+            continue
+        while line.endswith(escape) and at < len(lines):
+            more = lines[at].strip()
+            at += 1
+            if not more.startswith("#"):  # a comment between them is left out
+                line = f"{line[:-1].rstrip()} {more}"
+        word, _, rest = line.partition(" ")
+        for _, end in _HEREDOC.findall(rest) if word.upper() in ("RUN", "COPY", "ADD") else ():
+            inside = []
+            while at < len(lines) and lines[at].strip() != end:
+                inside.append(lines[at])
+                at += 1
+            at += 1
+            rest = f"{_HEREDOC.sub('', rest, count=1)}\n" + "\n".join(inside)
+        if not re.fullmatch(r"[A-Za-z]+", word):
+            raise Invalid(f"{name} line {begun + 1} is no instruction: {_short(line)}")
+        instructions.append(Instruction(begun + 1, word.upper(), rest.strip()))
+    return instructions
+
+
+def _last_stage(instructions: list[Instruction], found: Read) -> list[Instruction]:
+    """Return the instructions of the last stage and of the stages that it stands on."""
+    stages: dict[str, tuple[str, list[Instruction]]] = {}
+    last = ""
+    for one in instructions:
+        if one.word == "FROM":
+            words = [w for w in found.filled(one.rest).split() if not w.startswith("--")]
+            if not words:
+                raise Invalid(f"{found.name} line {one.line}: FROM names no image")
+            last = words[2].lower() if len(words) > 2 else f"stage {len(stages)}"
+            stages[last] = (words[0], [one])
+        elif last:
+            stages[last][1].append(one)
+        elif one.word == "ARG":
+            _argument(one, found)
+        else:
+            raise Invalid(f"{found.name} line {one.line}: {one.word} comes before FROM")
+    if not last:
+        raise Invalid(f"{found.name} has no FROM: it says nothing to build")
+    chain: list[Instruction] = []
+    image = last
+    while image.lower() in stages:
+        image, inside = stages.pop(image.lower())
+        chain = [*inside, *chain]
+    found.image = image
+    return chain
+
+
+def _take(one: Instruction, found: Read) -> None:
+    match one.word:
+        case "ENV":
+            _variable(one, found)
+        case "ARG":
+            _argument(one, found)
+        case "WORKDIR":
+            found.stands = posixpath.join(found.stands, found.filled(one.rest))
+        case "COPY" | "ADD":
+            _copy(one, found)
+        case "RUN":
+            _run(one, found)
+        case word if word not in _SILENT:
+            found.missed(one, f"{one.word} {one.rest}")
+
+
+def _variable(one: Instruction, found: Read) -> None:
+    if re.match(r"\w+\s*=", one.rest):
+        pairs = [word.partition("=")[::2] for word in _words(one.rest)]
+    else:
+        pairs = [one.rest.partition(" ")[::2]]  # the old way: ENV NAME value
+    for name, value in pairs:
+        said = found.filled(value)
+        if name in ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "HOME"):
+            found.missed(one, f"ENV {name}", "it names places of the image")
+        elif re.fullmatch(r"[A-Za-z_]\w*", name):
+            found.variables[name] = said
+
+
+def _argument(one: Instruction, found: Read) -> None:
+    for word in _words(one.rest):
+        name, given, value = word.partition("=")
+        if given:
+            found.arguments[name] = found.filled(value)
+
+
+def _copy(one: Instruction, found: Read) -> None:
+    """Remember where files come to lie; only those that pip is given can be honoured."""
+    words = _words(found.filled(one.rest.partition("\n")[0]))
+    if any(word.startswith("--from") for word in words) or one.rest.startswith("["):
+        return found.missed(one, f"{one.word} {one.rest}")
+    words = [word for word in words if not word.startswith("--")]
+    *sources, target = words or [""]
+    place = posixpath.join(found.stands, target)
+    for source in sources:
+        inside = found.folder / source.lstrip("/")
+        if any(mark in source for mark in "*?["):
+            files = [file for file in found.folder.glob(source) if file.is_file()]
+            for file in files:
+                found.copied[posixpath.join(place, file.name)] = str(file)
+        elif inside.is_dir():
+            found.copied[posixpath.normpath(place)] = str(inside)
+        else:
+            folder = target.endswith("/") or target in (".", "..") or len(sources) > 1
+            name = posixpath.join(place, posixpath.basename(source)) if folder else place
+            found.copied[posixpath.normpath(name)] = str(inside)
+    if not all(re.search(r"(requirements|conda|env|constraints)[\w.-]*\.(txt|in|ya?ml)$", s)
+               for s in sources):  # fmt: skip
+        found.missed(one, f"{one.word} {one.rest}", "jobs bring their own files")
+    return None
+
+
+def _run(one: Instruction, found: Read) -> None:
+    text = re.sub(r"^(--\w+(=\S+)?\s+)+", "", one.rest)
+    if text.startswith("["):
+        text = " ".join(re.findall(r'"((?:[^"\\]|\\.)*)"', text))
+    for command in _commands(found.filled(text) if "$(" not in text else text):
+        _command(one, command, found)
+
+
+def _commands(text: str) -> list[list[str]]:
+    """Return the simple commands of a shell line, as words."""
+    commands: list[list[str]] = []
+    for line in text.splitlines():
+        try:
+            lexer = shlex.shlex(line, posix=True, punctuation_chars="();&|")
+            lexer.whitespace_split = True
+            lexer.commenters = "#"
+            words = [*lexer]
+        except ValueError:
+            words = line.split()  # quotes that do not match: it is named as it is
+        commands.append([])
+        for word in words:
+            if re.fullmatch(r"[;&|()]+", word):
+                commands.append([])
+            else:
+                commands[-1].append(word)
+    return [command for command in commands if command]
+
+
+def _command(one: Instruction, words: list[str], found: Read) -> None:
+    whole = " ".join(words)
+    while words and (words[0] == "sudo" or re.match(r"\w+=", words[0])):
+        words = words[1:]
+    if not words:
+        return None
+    if words[0] == "cd" and len(words) > 1:
+        found.stands = posixpath.join(found.stands, words[1])
+    rest = _installer(words)
+    if rest is not None:
+        return _pip(one, whole, rest, found)
+    program = posixpath.basename(words[0])
+    if program in ("conda", "mamba", "micromamba"):
+        return _conda(one, whole, words[1:], found)
+    if program in _IDLE or whole.startswith(("apt-get clean", "apt clean")):
+        return None
+    return found.missed(one, whole)
+
+
+def _installer(words: list[str]) -> list[str] | None:
+    """Return what `pip install` is given; None where this is none."""
+    names = [posixpath.basename(words[0]), *words[1:]]
+    if names[0] in ("conda", "mamba", "micromamba") and names[1:2] == ["run"]:
+        begin = next((n for n, word in enumerate(names) if re.match(r"pip|python", word)), None)
+        names = names[begin:] if begin is not None else names
+    if re.fullmatch(r"python[\d.]*", names[0]) and names[1:3] == ["-m", "pip"]:
+        names = names[2:]
+    elif names[:2] == ["uv", "pip"]:
+        names = names[1:]
+    if re.fullmatch(r"pip[\d.]*", names[0]):
+        flags = [n for n, word in enumerate(names) if n and not word.startswith("-")]
+        if flags and names[flags[0]] == "install":
+            return names[flags[0] + 1 :]
+    return None
+
+
+def _pip(one: Instruction, whole: str, words: list[str], found: Read) -> None:
+    lines, packages = [], []
+    queue = [*words]
+    while queue:
+        word = queue.pop(0)
+        flag, given, value = word.partition("=")
+        if word in _FLAGS:
+            continue
+        if word.startswith("-") and flag in _VALUED + _CARRIED:
+            if not given:
+                if not queue:
+                    raise Invalid(f"{found.name} line {one.line}: {flag} is given nothing")
+                value = queue.pop(0)
+            if flag in _CARRIED:
+                lines.append(f"{flag} {_place(value, flag, found)}")
+        elif word in ("--pre", "--no-index"):
+            lines.append(word)
+        elif word.startswith("-r") and len(word) > 2 and word[2] != "-":
+            lines.append(f"-r {_place(word[2:], '-r', found)}")
+        elif word.startswith("-"):
+            found.missed(one, f"{word} of {whole}")
+        elif word == "." or word.startswith(("./", "../", "/")):
+            packages.append(_place(word, "-e", found))
+        else:
+            packages.append(word)
+    packages = [p for p in packages if p.lower() not in ("pip", "setuptools", "wheel")]
+    asked = requirements.read(
+        [*lines, *packages], folder=found.folder, where=f"{found.name} line {one.line}"
+    )
+    found.notes += asked.notes
+    if any(not line.startswith("-") for line in asked.lines):
+        found.steps += (asked.lines,)
+
+
+def _conda(one: Instruction, whole: str, words: list[str], found: Read) -> None:
+    plain = [word for word in words if not word.startswith("-")]
+    where = f"{found.name} line {one.line}"
+    if plain[:1] == ["clean"] or plain[:1] in (["init"], ["activate"], ["config"]):
+        return None
+    named = [w for flag, w in zip(words, words[1:], strict=False) if flag in ("-f", "--file")]
+    named += [word.partition("=")[2] for word in words if word.startswith("--file=")]
+    if plain[:1] == ["env"] and named:
+        place = _place(named[0], "-r", found)
+        file = requirements.within(found.folder, place, base=found.folder, where=where)
+        asked = conda.read(requirements.text(file))
+    elif plain[:1] == ["install"] and not named:
+        values = {"-n", "--name", "-p", "--prefix", "-c", "--channel"}
+        pairs = zip(["", *words], words, strict=False)
+        specs = [w for before, w in pairs if before not in values and not w.startswith("-")]
+        asked = conda.of(specs[1:])
+    else:
+        return found.missed(one, whole)
+    if asked.python:
+        found.missed(one, f"python{asked.python}", "the Python is Finery's own")
+    found.warnings += asked.warnings
+    found.notes += asked.notes
+    found.variables.update(asked.variables)
+    if asked.lines:
+        found.steps += (asked.lines,)
+    return None
+
+
+def _place(value: str, flag: str, found: Read) -> str:
+    """Return where the context has what the image has at a path."""
+    if flag not in ("-r", "--requirement", "-c", "--constraint", "-e", "--editable", "-f",
+                    "--find-links") or "://" in value:  # fmt: skip
+        return value
+    whole = posixpath.normpath(posixpath.join(found.stands, value))
+    if whole in found.copied:
+        return found.copied[whole]
+    for place, source in found.copied.items():  # a folder was copied, and this is in it
+        base = place.rstrip("/") + "/"
+        if whole.startswith(base) and (Path(source) / whole.removeprefix(base)).exists():
+            return str(Path(source) / whole.removeprefix(base))
+    return value.lstrip("/")
+
+
+def _words(text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError:
+        return text.split()
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"

@@ -1,0 +1,62 @@
+"""Why an environment could not be built: the lines that say it, out of all that was written."""
+
+from __future__ import annotations
+
+import errno
+import re
+from dataclasses import dataclass
+
+from finery.core.errors import Failure, Unavailable
+
+_LONGEST = 1500
+# What a network, an index or a full disk is to blame for, and not the one who asked.
+_NOT_THEIRS = re.compile(
+    r"failed to fetch|error sending request|dns error|timed? ?out|connection (refused|reset)"
+    r"|could not connect|No space left|50[0234] |temporary failure|network is unreachable"
+    r"|Cannot connect to the Docker daemon|TLS handshake|i/o timeout",
+    re.IGNORECASE,
+)
+
+
+class Ended(Exception):
+    """A program ended with a failure; `said` is the end of what it wrote."""
+
+    def __init__(self, said: str, what: str = "") -> None:
+        super().__init__(what or "the installation failed")
+        self.said = said
+
+
+@dataclass(frozen=True)
+class Cause:
+    text: str
+    invalid: bool  # what was asked for is wrong, rather than that something did not answer
+
+
+def cause(error: Exception) -> Cause:
+    """Return what to tell who waits."""
+    match error:
+        case Ended():
+            said = lines(error.said)
+            return Cause(said[:_LONGEST] or str(error), not _NOT_THEIRS.search(said))
+        case Unavailable():
+            return Cause(str(error), False)
+        case Failure():
+            return Cause(str(error), True)
+        case OSError() if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return Cause("the disk is full", False)
+    return Cause(f"{type(error).__name__}: {error}"[:_LONGEST], False)
+
+
+def lines(said: str) -> str:
+    """Return the part of uv's words that explains: what follows `error:`, as one line."""
+    begin = said.rfind("error:")
+    part = said[begin:] if begin >= 0 else said[-_LONGEST:]
+    kept = (
+        re.sub(r"^\s*(error|cause|×|├─▶|╰─▶|│|hint):?\s*", "", line) for line in part.splitlines()
+    )
+    return " ".join(line.strip() for line in kept if line.strip())
+
+
+def concerns(said: str, package: str) -> bool:
+    """Say whether a resolver's explanation is about a package."""
+    return bool(re.search(rf"\b{re.escape(package)}(?![\w-])", lines(said)))
