@@ -9,7 +9,7 @@ export OMP_WAIT_POLICY = PASSIVE
 # Trust what the machine trusts: many networks have a certificate authority of their own.
 export UV_SYSTEM_CERTS = 1
 
-.PHONY: setup quickstart test test-all test-gpu check format bench coverage lock clean
+.PHONY: setup quickstart quickstart-vqa test test-all test-gpu check format bench coverage lock clean
 
 setup: .venv/.ready .venv-sdk/.ready .venv-inference/.ready
 
@@ -38,6 +38,9 @@ setup: .venv/.ready .venv-sdk/.ready .venv-inference/.ready
 
 quickstart: setup
 	@$(VENV)/python scripts/quickstart.py
+
+quickstart-vqa: setup
+	@$(VENV)/python scripts/quickstart_vqa.py
 
 test: setup
 	$(SDK)/python -m pytest -q -c tests/sdk/pytest.ini tests/sdk
@@ -72,4 +75,4 @@ lock: setup
 	$(VENV)/uv pip freeze --python $(VENV)/python --exclude-editable | grep -v '^torch==' > constraints.txt
 
 clean:
-	rm -rf .quickstart .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .quickstart .quickstart-vqa .mypy_cache .ruff_cache .pytest_cache

@@ -1,4 +1,4 @@
-"""How good an answer is: DocVQA's ANLS, and exact match.  Plain Python, so that anyone can use it."""
+"""How good an answer is: DocVQA's ANLS, and exact match.  Plain Python, for anyone to use."""
 
 
 def anls(said: str, answers: list[str]) -> float:

@@ -207,7 +207,7 @@ class Training:
         for at, (batch, count) in enumerate(zip(group, counts, strict=True)):
             waits = self.ranks.world > 1 and at < len(group) - 1
             with self.wrapped.no_sync() if waits else contextlib.nullcontext():
-                # Each token counts the same, however the batches are cut; DDP takes the ranks' mean.
+                # Every token counts the same, however batches are cut; DDP takes the ranks' mean.
                 loss = self.wrapped(self.here(batch)) * (count * self.ranks.world / tokens)
                 loss.backward()
             whole += loss.detach()
@@ -277,7 +277,7 @@ class Training:
         return [text.strip() for text in texts]
 
     def log_sample(self) -> None:
-        """A page of the validation split with the question, the model's answer and the right one."""
+        """A page of the validation split with a question, the model's answer and the right one."""
         if not self.ranks.first:
             return
         self.wrapped.eval()
