@@ -8,15 +8,15 @@ What only a running job can know (rows of data, imports) is not asked here.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from finery.core import assets, compute, ids, pipelines, ports, references
+from finery.core import assets, compute, ids, pipelines, ports, references, sweeps
 from finery.core.assets import Asset
 from finery.core.errors import Invalid, NotFound
 from finery.core.files import Files
-from finery.core.jobs import Command, Input, Job, Output, Pipeline, Step
+from finery.core.jobs import Command, Input, Job, Output, Pipeline, Step, Sweep
 from finery.core.store import Store
 
 SERVERLESS = ("", "serverless")  # no queue of a name: this machine as it is
@@ -42,13 +42,17 @@ def check(store: Store, files: Files, job: Job) -> None:
     _compute(place, job.compute, "compute")
     for name, value in job.spec.inputs.items():
         _data(place, value, f"inputs.{name}")
-    if isinstance(job.spec, Command):
-        _command(place, job.spec)
-    else:
-        _pipeline(place, job.spec)
+    match job.spec:
+        case Command():
+            _command(place, job.spec)
+        case Sweep():
+            sweeps.check(job.spec, job.name)
+            _command(place, job.spec.trial, given=job.spec.space)
+        case Pipeline():
+            _pipeline(place, job.spec)
 
 
-def _command(place: _Place, command: Command) -> None:
+def _command(place: _Place, command: Command, *, given: Container[str] = ()) -> None:
     if not command.command.strip():
         raise Invalid("the job has no command", target="command")
     for target, ref in (("environment", command.environment), ("code", command.code)):
@@ -56,7 +60,7 @@ def _command(place: _Place, command: Command) -> None:
             if ref.startswith("asset:"):
                 assets.by_ref(place.store, ref)
     for name in _OWN.findall(_DROPS_OUT.sub("", command.command)):
-        if name not in command.inputs and name not in command.optional:
+        if name not in command.inputs and name not in command.optional and name not in given:
             raise Invalid(
                 f"the command reads the input {name!r}, which the job does not have",
                 target=f"inputs.{name}",

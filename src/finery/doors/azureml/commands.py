@@ -71,8 +71,25 @@ def command_out(workspace: Workspace, job: Job) -> dict[str, Any]:
     """Return what only command jobs have."""
     command = job.spec
     assert isinstance(command, Command)
+    return {
+        **command_parts_out(workspace, command, job.extras),
+        "limits": (
+            {"jobLimitsType": "Command", "timeout": durations.seconds_out(command.timeout)}
+            if command.timeout
+            else None
+        ),
+        "parameters": {
+            name: value.value for name, value in command.inputs.items() if value.type == "literal"
+        },
+    }
+
+
+def command_parts_out(
+    workspace: Workspace, command: Command, extras: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what a command has wherever it is: in a job of its own, or tried by a sweep."""
     resources = {
-        **job.extras.get("resources", {}),
+        **extras.get("resources", {}),
         "instanceCount": command.nodes,
         "shmSize": command.shm_size or "2g",
     }
@@ -85,14 +102,6 @@ def command_out(workspace: Workspace, job: Job) -> dict[str, Any]:
         "environmentVariables": command.env,
         "distribution": distribution_out(command),
         "resources": resources,
-        "limits": (
-            {"jobLimitsType": "Command", "timeout": durations.seconds_out(command.timeout)}
-            if command.timeout
-            else None
-        ),
-        "parameters": {
-            name: value.value for name, value in command.inputs.items() if value.type == "literal"
-        },
     }
 
 

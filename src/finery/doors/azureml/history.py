@@ -22,14 +22,24 @@ from finery.core import ids, jobs
 from finery.core import references as core_references
 from finery.core.errors import Invalid, NotFound
 from finery.core.files import Entry
-from finery.core.jobs import Job, Pipeline
+from finery.core.jobs import Command, Job, Pipeline, Sweep
 from finery.core.workspaces import Caller, Workspace
-from finery.doors.azureml import references, sas, wire
+from finery.doors.azureml import jobs as jobs_door
+from finery.doors.azureml import references, sas, sweeps, wire
 from finery.doors.http import House
 
 _LASTS = timedelta(hours=1)
 _MOST_LOGS = 1000  # of a job
-_EXECUTION_LOG = "logs/azureml/executionlogs.txt"  # the name that the SDK streams of a pipeline
+# The names that the SDK streams: of a pipeline, of a sweep, and before a job's own log is there.
+_EXECUTION_LOG = "logs/azureml/executionlogs.txt"
+_SWEEP_LOG = "azureml-logs/hyperdrive.txt"
+_ENVIRONMENT_LOG = "system_logs/environment.log"  # where it lies
+_BUILD_LOG = "azureml-logs/20_image_build_log.txt"
+_RUN_TYPES = {
+    "command": "azureml.commandjob",
+    "pipeline": "azureml.PipelineRun",
+    "sweep": "azureml.sweep",
+}
 _ORIGIN = "ExperimentRun"
 _RUNS = f"/history/v1.0{wire.WORKSPACE}"
 _ARTIFACTS = f"/artifact/v2.0{wire.WORKSPACE}/artifacts"
@@ -133,7 +143,7 @@ def _artifact_routes(house: House, routes: APIRouter, who: Any) -> None:
         request: Request, origin: str, container: str, path: str, caller: Caller = who
     ) -> Response:
         workspace, job = _contained(house, request, caller, origin, container)
-        name = _folder(job.reused or job.name) + path
+        name = _folder(_maker(job)) + path
         house.files.get(workspace.id, core_references.ARTIFACTS, name)
         return wire.answer(_artifact_out(house, job, path))
 
@@ -151,9 +161,7 @@ def run_out(workspace: Workspace, job: Job) -> dict[str, Any]:
         "parentRunId": job.parent,
         "rootRunId": job.root,
         "experimentId": job.experiment,
-        "runType": "azureml.PipelineRun"
-        if isinstance(job.spec, Pipeline)
-        else "azureml.commandjob",
+        "runType": _RUN_TYPES[job.kind],
         "displayName": job.display_name,
         "description": job.description or None,
         "status": wire.JOB_STATUS[job.status],
@@ -201,10 +209,11 @@ def execution_log_out(house: House, job: Job) -> str:
 
 
 def _happened(house: House, job: Job, name: str = "") -> Iterator[tuple[Any, str]]:
-    who = f"step {name} ({job.name})" if name else f"pipeline {job.name}"
+    who = f"step {name} ({job.name})" if name else f"{job.kind} {job.name}"
     for event in jobs.events(house.store, job.name):
         reason = f": {event.reason}" if event.reason not in ("", "created") else ""
-        again = f", kept result of {job.reused}" if job.reused and event.status != "queued" else ""
+        kept = _maker(job) != job.name and event.status != "queued"
+        again = f", kept result of {job.reused}" if kept else ""
         yield event.at, f"{who}: {wire.JOB_STATUS[event.status]}{reason}{again}"
     for child in jobs.children(house.store, job.name):
         yield from _happened(house, child, f"{name}.{child.step}" if name else child.step)
@@ -212,17 +221,19 @@ def _happened(house: House, job: Job, name: str = "") -> Iterator[tuple[Any, str
 
 def _logs(house: House, job: Job) -> Iterator[tuple[str, str]]:
     """Yield the name and the signed address of each log file that there is."""
-    if isinstance(job.spec, Pipeline):
+    if not isinstance(job.spec, Command):
         query = _signature(house, job, _folder(job.name) + _EXECUTION_LOG)
         address = f"{house.https}/history/v1.0/executionlogs/{job.workspace}/{job.name}"
-        yield _EXECUTION_LOG, f"{address}?{query}"
+        yield _EXECUTION_LOG if isinstance(job.spec, Pipeline) else _SWEEP_LOG, f"{address}?{query}"
+    elif job.status == "preparing" and _artifacts(house, job, _ENVIRONMENT_LOG):
+        yield _BUILD_LOG, _address(house, job, _ENVIRONMENT_LOG)
     for prefix in ("logs/", "system_logs/", "user_logs/"):
         for name in _artifacts(house, job, prefix):
             yield name, _address(house, job, name)
 
 
 def _artifacts(house: House, job: Job, prefix: str, limit: int = _MOST_LOGS) -> Sequence[str]:
-    folder = _folder(job.reused or job.name)
+    folder = _folder(_maker(job))
     try:
         page = house.files.list(
             job.workspace, core_references.ARTIFACTS, prefix=folder + prefix, limit=limit
@@ -233,7 +244,7 @@ def _artifacts(house: House, job: Job, prefix: str, limit: int = _MOST_LOGS) -> 
 
 
 def _address(house: House, job: Job, name: str) -> str:
-    path = _folder(job.reused or job.name) + name
+    path = _folder(_maker(job)) + name
     address = sas.address(house, job.workspace, core_references.ARTIFACTS, path)
     return f"{address}?{_signature(house, job, path)}"
 
@@ -248,6 +259,11 @@ def _signature(house: House, job: Job, path: str) -> str:
         verbs="r",
         until=ids.now() + _LASTS,
     )
+
+
+def _maker(job: Job) -> str:
+    """Return the job that left what this one shows: another one, where a result was kept."""
+    return job.name if isinstance(job.spec, Sweep) else job.reused or job.name
 
 
 def _folder(name: str) -> str:
@@ -340,10 +356,7 @@ def _place_type(job: Job, name: str) -> str:
 
 
 def _properties(job: Job) -> dict[str, str]:
-    found = dict(job.properties)
-    if job.reused:
-        found |= {"azureml.isreused": "true", "azureml.reusedrunid": job.reused}
-    return found
+    return {**job.properties, **sweeps.results_out(job), **jobs_door.reuse_out(job)}
 
 
 def _error(job: Job) -> dict[str, Any] | None:

@@ -1,12 +1,12 @@
 """Jobs: submit, get, list, cancel, archive, restore; what every kind of job has in common.
 
-What only one kind has is in `commands.py` and `pipelines.py`; the runs, logs
-and children that `jobs.stream` and `jobs.download` ask for are in `history.py`.
+What only one kind has is in `commands.py`, `pipelines.py` and `sweeps.py`; the runs,
+logs and children that `jobs.stream` and `jobs.download` ask for are in `history.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -16,15 +16,23 @@ from fastapi import APIRouter, Depends, Request, Response
 from finery.core import jobs, submission
 from finery.core import references as core_references
 from finery.core.errors import AlreadyExists, NotFound, NotSupported
-from finery.core.jobs import Command, Job
+from finery.core.jobs import Command, Job, Pipeline, Sweep
 from finery.core.workspaces import Caller, Workspace
-from finery.doors.azureml import commands, operations, pipelines, ports, references, wire
+from finery.doors.azureml import (
+    commands,
+    operations,
+    pipelines,
+    ports,
+    references,
+    sweeps,
+    wire,
+)
 from finery.doors.http import House
 
 Body = Annotated[dict[str, Any], fastapi.Body()]
 
 PATH = f"{wire.WORKSPACE}/jobs"
-KINDS = {"command": "Command", "pipeline": "Pipeline"}
+KINDS = {"command": "Command", "pipeline": "Pipeline", "sweep": "Sweep"}
 _COMMON = (
     "jobType",
     "displayName",
@@ -41,7 +49,11 @@ _COMMON = (
     "status",  # only ever answered
 )
 _ECHOED = ("identity", "queueSettings", "notificationSetting")
-_OURS = ("finery.", "azureml.isreused", "azureml.reusedrunid")  # properties that we answer
+# Properties that we answer, beside those that begin with `finery.`.
+_OURS = (
+    *("azureml.isreused", "azureml.reusedrunid"),
+    *sweeps.RESULTS,
+)
 
 
 def router(house: House) -> APIRouter:
@@ -87,16 +99,31 @@ def router(house: House) -> APIRouter:
     return routes
 
 
+_Read = Callable[
+    [House, Workspace, str, Mapping[str, Any]],
+    tuple[Command | Pipeline | Sweep, dict[str, Any], list[str]],
+]
+_READ: dict[str, tuple[tuple[str, ...], _Read]] = {
+    "command": (commands.FIELDS, commands.command_in),
+    "pipeline": (pipelines.FIELDS, pipelines.pipeline_in),
+    "sweep": (sweeps.FIELDS, sweeps.sweep_in),
+}
+_WRITE: dict[str, Callable[[Workspace, Job], dict[str, Any]]] = {
+    "command": commands.command_out,
+    "pipeline": pipelines.pipeline_out,
+    "sweep": sweeps.sweep_out,
+}
+
+
 def job_in(
     house: House, workspace: Workspace, name: str, body: Mapping[str, Any], *, by: str = ""
 ) -> Job:
     """Return the job that a PUT asks for.  Raises where it names what is not there."""
     props = wire.properties(body, "job")
     kind = _kind_in(props)
-    own = commands.FIELDS if kind == "command" else pipelines.FIELDS
+    own, read = _READ[kind]
     wire.refuse_unknown(props, (*_COMMON, *own), "job")
     pipelines.refuse_services(props.get("services"), "job")
-    read = commands.command_in if kind == "command" else pipelines.pipeline_in
     spec, extras, warnings = read(house, workspace, name, props)
     extras |= wire.keep(props, _ECHOED)
     compute = references.compute_in(wire.text(props.get("computeId"), "computeId"))
@@ -125,7 +152,6 @@ def job_in(
 
 def job_out(house: House, workspace: Workspace, job: Job) -> dict[str, Any]:
     """Return a job as Azure writes it."""
-    own = commands.command_out if isinstance(job.spec, Command) else pipelines.pipeline_out
     return {
         "id": references.arm_id(workspace, "jobs", job.name),
         "name": job.name,
@@ -150,7 +176,7 @@ def job_out(house: House, workspace: Workspace, job: Job) -> dict[str, Any]:
             "inputs": ports.inputs_out(workspace, job.spec.inputs),
             "outputs": _outputs_out(workspace, job),
             "parentJobName": job.parent,
-            **own(workspace, job),
+            **_WRITE[job.kind](workspace, job),
         },
     }
 
@@ -172,9 +198,13 @@ def _properties_out(job: Job) -> dict[str, str]:
         found["finery.error"] = job.error["message"]
         if job.error.get("target"):
             found["finery.error_target"] = job.error["target"]
-    if job.reused:
-        found |= {"azureml.isreused": "true", "azureml.reusedrunid": job.reused}
-    return found
+    return found | sweeps.results_out(job) | reuse_out(job)
+
+
+def reuse_out(job: Job) -> dict[str, str]:
+    if not job.reused or isinstance(job.spec, Sweep):
+        return {}
+    return {"azureml.isreused": "true", "azureml.reusedrunid": job.reused}
 
 
 def _outputs_out(workspace: Workspace, job: Job) -> dict[str, Any]:
@@ -198,7 +228,7 @@ def _kind_in(props: Mapping[str, Any]) -> str:
     said = str(props.get("jobType") or "")
     if said.lower() not in KINDS:
         raise NotSupported(
-            f"jobs of type {said!r} are not supported here yet; command and pipeline jobs are",
+            f"jobs of type {said!r} are not supported here; command, pipeline and sweep jobs are",
             target="jobType",
         )
     return said.lower()
@@ -221,11 +251,7 @@ def _put(
 def _again(house: House, workspace: Workspace, old: Job, body: Mapping[str, Any]) -> Job:
     """Change what may change of a job that was submitted: texts, tags, archive mark."""
     props = wire.properties(body, "job")
-    same_work = _kind_in(props) == old.kind and (
-        props.get("command") in (None, old.spec.command)
-        if isinstance(old.spec, Command)
-        else set(wire.mapping(props.get("jobs"), "jobs")) in (set(), set(old.spec.steps))
-    )
+    same_work = _kind_in(props) == old.kind and _is_same(old.spec, props)
     if old.workspace != workspace.id or not same_work:
         raise AlreadyExists(
             f"job {old.name!r} exists, and what a job does never changes: submit a new one",
@@ -234,9 +260,25 @@ def _again(house: House, workspace: Workspace, old: Job, body: Mapping[str, Any]
     return jobs.update(house.store, old.name, **_texts_in(old, props))
 
 
+def _is_same(old: Command | Pipeline | Sweep, props: Mapping[str, Any]) -> bool:
+    """Say whether a job that is sent again asks for what it asked for."""
+    match old:
+        case Command():
+            return props.get("command") in (None, old.command)
+        case Pipeline():
+            return set(wire.mapping(props.get("jobs"), "jobs")) in (set(), set(old.steps))
+        case Sweep():
+            said = wire.mapping(props.get("trial"), "trial").get("command")
+            return said is None or sweeps.trial_command(str(said)) == old.trial.command
+
+
 def _texts_in(old: Job, props: Mapping[str, Any]) -> dict[str, Any]:
     given = wire.texts(props.get("properties"), "properties")
-    own = {key: value for key, value in given.items() if not key.startswith(_OURS)}
+    own = {
+        key: value
+        for key, value in given.items()
+        if key not in _OURS and not key.startswith("finery.")
+    }
     changed: dict[str, Any] = {"properties": {**old.properties, **own}}
     if props.get("tags") is not None:
         changed["tags"] = wire.texts(props["tags"], "tags")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import math
 import re
 import time
 from collections.abc import Callable
@@ -28,6 +29,8 @@ TOKEN_SECONDS = 30 * 24 * 3600  # a job that trains longer than this loses its m
 
 # Which of its two faces MLflow's page shows: the other one has no place for a run's charts.
 TRAINING = "workflowType=machine_learning"
+
+_MOST_VALUES = 100_000  # of a metric of one job
 
 _STATUS = {"completed": "FINISHED", "failed": "FAILED", "cancelled": "KILLED"}
 _RUN_ID = re.compile(r"[A-Za-z0-9][\w-]{0,255}", re.A)
@@ -66,6 +69,18 @@ class Tracking:
         if not self._end(inner, job):  # it was never opened
             self._run(inner, job, self._experiment(inner.runs, job, self._experiment_name(job)))
             self._end(inner, job)
+
+    def metrics(self, job: Job, name: str) -> list[float]:
+        """Return every value of a metric that the job has logged, in the order of time."""
+        inner = self._load()
+        models = importlib.import_module("mlflow.store.tracking.dbmodels.models")
+        row = models.SqlMetric
+        with inner.runs.ManagedSessionMaker(read_only=True) as session:
+            found = session.query(row.value, row.is_nan).filter(
+                row.run_uuid == run_id(job.name, short=not _unlimited(inner)), row.key == name
+            )
+            rows = found.order_by(row.timestamp, row.step).limit(_MOST_VALUES).all()
+        return [math.nan if is_nan else value for value, is_nan in rows]
 
     def _end(self, inner: Embedded, job: Job) -> bool:
         models = importlib.import_module("mlflow.store.tracking.dbmodels.models")
