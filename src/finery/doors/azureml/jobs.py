@@ -50,10 +50,7 @@ _COMMON = (
 )
 _ECHOED = ("identity", "queueSettings", "notificationSetting")
 # Properties that we answer, beside those that begin with `finery.`.
-_OURS = (
-    *("azureml.isreused", "azureml.reusedrunid"),
-    *sweeps.RESULTS,
-)
+_OURS = ("azureml.isreused", "azureml.reusedrunid", *sweeps.RESULTS)
 
 
 def router(house: House) -> APIRouter:
