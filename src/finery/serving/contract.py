@@ -114,8 +114,8 @@ def _cross_origin(exchange: Exchange, listed: list[str]) -> Headers:
     everyone = "*" in listed
     if origin and not any(_matches(origin, one) for one in listed):
         return []
-    shown = [origin] if origin else ["*"] if everyone else sorted(listed)
-    headers = [(b"access-control-allow-origin", one.encode("latin-1")) for one in shown]
+    shown = origin or ("*" if everyone else min(listed))
+    headers = [(b"access-control-allow-origin", shown.encode("latin-1"))]
     asked = exchange.header(b"access-control-request-method").upper()
     if exchange.method == "OPTIONS" and asked in (b"GET", b"POST"):
         names = exchange.header(b"access-control-request-headers")
@@ -123,7 +123,7 @@ def _cross_origin(exchange: Exchange, listed: list[str]) -> Headers:
             wanted = b", ".join(sorted(name.strip() for name in names.split(b",")))
             headers.append((b"access-control-allow-headers", wanted))
         headers.append((b"access-control-allow-methods", b"GET, POST"))
-    if shown != ["*"] and (len(listed) > 1 or everyone):
+    if shown != "*" and (len(listed) > 1 or everyone):
         headers.append((b"vary", b"Origin"))
     return headers
 
