@@ -104,20 +104,20 @@ def _report(state: dict[str, Any], times: list[tuple[str, float]], total: float)
         f"  .venv/bin/finery up --home {PLACE.relative_to(ROOT)}/home --models tiny\n\n"
         "then open http://127.0.0.1:8480 and log in with the key in\n"
         f"{PLACE.relative_to(ROOT)}/home/admin.key. The training is\n\n"
-        f"  http://127.0.0.1:8480/jobs/{state['job']}\n\n"
+        f"  http://127.0.0.1:8480/studio/jobs/{state['job']}\n\n"
         "and /mlflow has its charts and the pages with the model's answers, by step, and the\n"
         "benchmark as a run below it.\n"
     )
 
 
 def _verdict(state: dict[str, Any]) -> int:
-    """Refuse to end well when nothing was learned, or when it is lost on the way to the endpoint."""
+    """Refuse to end well when nothing was learned, or it was lost on the way to the endpoint."""
     base, tuned = state["metrics"]["base_anls"], state["metrics"]["test_anls"]
     if base < 0.3 and tuned > LEAST and state["endpoint_anls"] > LEAST:
         return 0
     print(
-        f"quickstart: ANLS went from {base:.3f} to {tuned:.3f} ({state['endpoint_anls']:.3f} at the "
-        f"endpoint), and more than {LEAST} was to be reached",
+        f"quickstart: ANLS went from {base:.3f} to {tuned:.3f}, {state['endpoint_anls']:.3f} at "
+        f"the endpoint; more than {LEAST} was to be reached",
         file=sys.stderr,
     )
     return 1

@@ -49,7 +49,7 @@ def training(ml_client: MLClient, environment: Any, compute: AmlCompute) -> Any:
     return command(
         inputs={
             "train_dir": Input(
-                type=AssetTypes.URI_FOLDER, path=f"azureml:{SETTINGS['AZURE_DATA_NAME']}@latest"
+                type=AssetTypes.URI_FOLDER, path=f"{SETTINGS['AZURE_DATA_NAME']}@latest"
             ),
             "model": model,
             **inputs,
@@ -57,7 +57,7 @@ def training(ml_client: MLClient, environment: Any, compute: AmlCompute) -> Any:
         code=str(HERE / "src_train"),
         command="python train_mlflow.py --train_dir ${{inputs.train_dir}} "
         f"--model_name_or_path ${{{{inputs.model}}}} {line}",
-        environment=f"azureml:{environment.name}@latest",
+        environment=f"{environment.name}@latest",
         compute=compute.name,
         distribution={"type": "PyTorch", "process_count_per_instance": processes},
         display_name="florence2-vqa",
