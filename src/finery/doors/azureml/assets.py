@@ -46,7 +46,7 @@ def _add_names(routes: APIRouter, house: House, path: str) -> None:
     @routes.get(one)
     def get_name(request: Request, plural: str, name: str, caller: Caller = who) -> Response:
         workspace = wire.room(house, request, caller)
-        found = _name(house, kind_in(plural), workspace, name)
+        found = _name(house, kind_in(plural), workspace, references.bare(name))
         return wire.answer(name_out(house, workspace, workspace.id, found))
 
     @routes.put(one)
@@ -78,14 +78,14 @@ def _add_versions(routes: APIRouter, house: House, path: str) -> None:
         workspace, kind = wire.room(house, request, caller), kind_in(plural)
         if kind == "code" and request.query_params.get("hash"):
             return _by_hash(house, request, workspace)
-        return versions_page(house, request, workspace, kind, name)
+        return versions_page(house, request, workspace, kind, references.bare(name))
 
     @routes.get(one)
     def get_version(
         request: Request, plural: str, name: str, version: str, caller: Caller = who
     ) -> Response:
         workspace = wire.room(house, request, caller)
-        found = get(house, workspace.id, kind_in(plural), name, version)
+        found = get(house, workspace.id, kind_in(plural), references.bare(name), version)
         return wire.answer(versions.version_out(house, workspace, found))
 
     @routes.put(one)

@@ -97,6 +97,11 @@ def asset_in(house: House, workspace: Workspace, text: str, *, kind: str) -> str
     return ref
 
 
+def bare(name: str) -> str:
+    """Return the name of an asset: the SDK leaves `azureml:NAME@latest` its prefix in addresses."""
+    return name.removeprefix("azureml:")
+
+
 def compute_in(text: str) -> str:
     """Return the name of the compute in a name or an id; `serverless` and bindings stay."""
     text = text.strip().removeprefix("azureml:")
@@ -237,8 +242,9 @@ def _asset(house: House, scope: str, rest: str, text: str) -> str:
     if found is None or kind is None:
         raise Invalid(f"{text!r} is not the id of an asset, a datastore path or a job's output")
     if found["how"] == "labels":
-        return _labelled(house, scope, kind, found["name"], found["version"])
-    return assets.get(house.store, scope, kind, found["name"], found["version"] or "latest").ref
+        return _labelled(house, scope, kind, bare(found["name"]), found["version"])
+    name = bare(found["name"])
+    return assets.get(house.store, scope, kind, name, found["version"] or "latest").ref
 
 
 def _named(house: House, scope: str, kind: str, text: str) -> str:
