@@ -38,6 +38,12 @@ MOST = {
     "num_key_value_heads": 10**5,
     "max_position_embeddings": 10**9,
     "vocab_size": 10**8,
+    "d_model": 10**6,
+    "encoder_layers": 10**4,
+    "decoder_layers": 10**4,
+    "encoder_ffn_dim": 10**7,
+    "decoder_ffn_dim": 10**7,
+    "projection_dim": 10**6,
 }
 FETCHED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "LICENSE*")
 ADAPTER = "adapter_config.json"
@@ -246,10 +252,12 @@ def _without_weights(here: Path) -> NoModel:
 def _consider(here: Path) -> None:
     """NoModel, naming the field, for a configuration that would only exhaust the memory."""
     config = _json(here / "config.json")
-    for name, most in MOST.items():
-        value = config.get(name)
-        if isinstance(value, int) and not 0 <= value <= most:
-            raise NoModel(f"{here / 'config.json'}: {name} is {value}; it must be 0 to {most}")
+    parts = [config, *(config.get(part) for part in ("text_config", "vision_config"))]
+    for part in (part for part in parts if isinstance(part, dict)):
+        for name, most in MOST.items():
+            value = part.get(name)
+            if isinstance(value, int) and not 0 <= value <= most:
+                raise NoModel(f"{here / 'config.json'}: {name} is {value}; it must be 0 to {most}")
 
 
 def _candidates(top: Path) -> Iterator[Path]:

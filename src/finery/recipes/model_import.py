@@ -4,7 +4,8 @@ A PyTorch folder goes before an MLflow model, and that before a name on the hub.
 The output folder is a Hugging Face checkpoint with what the later steps need
 beside it: `MLmodel`, `LICENSE`, `model_selector_args.json`, `finetune_config.json`.
 Weights are linked, not copied, where the disk allows.  A catalog folder without
-weights is filled from the hub.  Nothing is loaded, so no torch here.
+weights is filled from the hub.  Nothing is loaded, so no torch here, but for a
+Florence-2 in Microsoft's original format: that is translated into the native one.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from finery import checkpoint
-from finery.recipes import folders, spec
+from finery.recipes import florence2, folders, spec
 from finery.recipes.spec import Failed, flag
 
 BESIDE = ("MLmodel", "conda.yaml", "LICENSE", "LICENSE.txt", "NOTICE.md", "requirements.txt")
 SETTINGS = "finetune_config.json"
+SEEING = ("VisualQuestionAnswering", "visual-question-answering")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +50,15 @@ def work(given: Spec) -> None:
         kind, name, top, model = _chosen(given)
     except checkpoint.NoModel as error:
         raise Failed(str(error)) from error
+    _suits(given.task_name, model)
     settings = _settings(given, top=top, model=model)
     with folders.filled(given.output_dir) as part:
-        skip = () if given.trust_remote_code else _code(model)
-        folders.link_tree(model, part, skip=(*skip, *_checkpoints(model)))
-        _tokenizer(top, model, part)
+        if _original(model):
+            _translate(model, part)
+        else:
+            skip = () if given.trust_remote_code else _code(model)
+            folders.link_tree(model, part, skip=(*skip, *_checkpoints(model)))
+            _tokenizer(top, model, part)
         for beside in BESIDE:
             if top is not None and (top / beside).is_file() and not (part / beside).exists():
                 folders.link(top / beside, part / beside)
@@ -71,7 +77,7 @@ def _chosen(given: Spec) -> tuple[str, str, Path | None, Path]:
         if (top / "MLmodel").is_file():
             raise Failed(f"--pytorch_model_path: {top} is an MLflow model; use mlflow_model_path")
         model = checkpoint.find(top)
-        if not checkpoint.weights(top):
+        if not checkpoint.weights(top) and not _original(model):
             raise Failed(f"--pytorch_model_path: {model}: there are no weights (*.safetensors)")
         return "pytorch", _name(top, model), top, model
     if given.mlflow_model_path is not None:
@@ -82,6 +88,8 @@ def _chosen(given: Spec) -> tuple[str, str, Path | None, Path]:
         return "mlflow", _name(top, model), top, model
     if given.huggingface_id:
         model = checkpoint.download(given.huggingface_id, trust_remote_code=trust)
+        if _original(model):
+            model = florence2.fetch(given.huggingface_id)
         return "hub", given.huggingface_id, None, model
     raise Failed("no model: give pytorch_model_path, mlflow_model_path or huggingface_id")
 
@@ -118,6 +126,30 @@ def _settings(given: Spec, *, top: Path | None, model: Path) -> dict[str, Any]:
             raise Failed(f"--finetune_config_path: {path}: is not a JSON object")
         found.update(extra)
     return found
+
+
+def _suits(task: str, model: Path) -> None:
+    kind = folders.read_json(model / "config.json").get("model_type")
+    if task in SEEING and kind != "florence2":
+        raise Failed(f"{model}: is a {kind}; questions about pictures are answered by Florence-2")
+
+
+def _original(model: Path) -> bool:
+    """A Florence-2 as Microsoft writes it: weights and processor for code of its own."""
+    config = folders.read_json(model / "config.json")
+    return config.get("model_type") == "florence2" and florence2.is_original(model)
+
+
+def _translate(model: Path, part: Path) -> None:
+    try:
+        made, processor = florence2.load(model, dtype="auto")
+    except florence2.NotFlorence as error:
+        raise Failed(str(error)) from error
+    made.save_pretrained(str(part))
+    processor.save_pretrained(str(part))
+    for licence in model.glob("LICENSE*"):
+        folders.link(licence, part / licence.name)
+    print("translated from Microsoft's original format into transformers' own", flush=True)
 
 
 def _code(model: Path) -> tuple[str, ...]:
