@@ -50,6 +50,7 @@ def main(home: Path, moment: str = "", status: str = "") -> None:
         engine=engine,
         tracking=NoTracking(),
         environments=environments,
+        sampler=None,  # no sweeps here
         upkeep=upkeep,
     )
     while jobs.unfinished(store):

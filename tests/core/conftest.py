@@ -7,14 +7,18 @@ everything in its schema `public` is dropped for each test.
 from __future__ import annotations
 
 import os
+from datetime import datetime
 
 import pytest
 from sqlalchemy import text
 
+from finery.core import jobs
 from finery.core import store as stores
 from finery.core.compute import Capacity, Process, Report, Runtime
 from finery.core.files import Files
+from finery.core.jobs import Command, Job
 from finery.core.store import Store
+from finery.core.supervisor import Supervisor
 
 
 @pytest.fixture
@@ -91,8 +95,8 @@ class FakeEngine:
             if self.obedient:
                 self.reports[id] = Report(state="exited", exit_code=-15)
 
-    def log(self, id: str, offset: int = 0) -> bytes:
-        return self.logs.get(id, b"")[offset:]
+    def log(self, id: str, offset: int = 0, *, rank: int = 0) -> bytes:
+        return self.logs.get(f"{id}/{rank}" if rank else id, b"")[offset:]
 
     def warm_up(self) -> None:
         pass
@@ -127,3 +131,107 @@ def engine():
 @pytest.fixture
 def environments():
     return FakeEnvironments()
+
+
+class FakeTracking:
+    """Runs in memory; `trouble` is raised by the verbs that it names."""
+
+    def __init__(self) -> None:
+        self.opened: list[str] = []
+        self.closed: dict[str, str] = {}
+        self.ended: dict[str, datetime | None] = {}
+        self.trouble: dict[str, Exception] = {}
+        self.logged: dict[str, dict[str, list[float]]] = {}  # job -> metric -> values
+
+    def open(self, job: Job) -> dict[str, str]:
+        self._raise("open")
+        self.opened.append(job.name)
+        return {"RUN": job.name}
+
+    def close(self, job: Job) -> None:
+        self._raise("close")
+        self.closed[job.name] = job.status
+        self.ended[job.name] = job.ended_at
+
+    def metrics(self, job: Job, name: str) -> list[float]:
+        return self.logged.get(job.name, {}).get(name, [])
+
+    def _raise(self, verb: str) -> None:
+        if verb in self.trouble:
+            raise self.trouble[verb]
+
+
+class FakeUpkeep:
+    def tick(self) -> bool:
+        return False
+
+    def end(self) -> None: ...
+
+
+class FakeSampler:
+    """Proposes the middle of the space, and remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.told: list = []
+
+    def propose(self, rule, axes, told, *, seed, maximize) -> dict[str, float]:
+        self.told = list(told)
+        return dict.fromkeys(axes, 0.5)
+
+
+class House:
+    """A supervisor with what a test does to it, one tick after the other."""
+
+    def __init__(self, store, files, home, engine, environments) -> None:
+        self.environments, self.sampler = environments, FakeSampler()
+        self.store, self.engine, self.tracking = store, engine, FakeTracking()
+        self.home, self.files = home, files
+        self.restart()
+
+    def restart(self) -> None:
+        """Put another supervisor in the place of this one: all that it knew is lost."""
+        self.supervisor = Supervisor(
+            self.store,
+            self.files,
+            self.home,
+            engine=self.engine,
+            tracking=self.tracking,
+            environments=self.environments,
+            upkeep=FakeUpkeep(),
+            sampler=self.sampler,
+        )
+
+    def submit(self, name="j", spec=None, **given) -> Job:
+        return jobs.create(
+            self.store, Job(name=name, workspace="w", spec=spec or Command(command="run"), **given)
+        )
+
+    def tick(self, times=1) -> None:
+        """Tick, and wait for the steps of each tick."""
+        for _ in range(times):
+            self.supervisor.tick()
+            self.supervisor.settle()
+
+    def status(self, name="j") -> str:
+        return jobs.get(self.store, name).status
+
+    def error(self, name="j") -> str:
+        return jobs.get(self.store, name).error["message"]
+
+    def system_log(self, name="j") -> str:
+        folder = f"ExperimentRun/dcid.{name}/system_logs/finery.log"
+        return self.files.path("w", "workspaceartifactstore", folder).read_text()
+
+    def steps(self, parent) -> dict[str, Job]:
+        return {child.step: child for child in jobs.children(self.store, parent)}
+
+    def ends(self, parent, step, code=0, **known) -> None:
+        """End the process of a step."""
+        self.engine.exits(f"job-{self.steps(parent)[step].name}", code, **known)
+
+
+@pytest.fixture
+def house(store, files, tmp_path, engine, environments):
+    made = House(store, files, tmp_path, engine, environments)
+    yield made
+    made.supervisor.end()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 from dataclasses import asdict, replace
-from datetime import datetime
 
 import pytest
 
@@ -12,97 +11,7 @@ from finery.core import assets, compute, jobs
 from finery.core.assets import Asset
 from finery.core.compute import Capacity, Target
 from finery.core.errors import Invalid
-from finery.core.jobs import Command, Input, Job, Output, Pipeline, Step
-from finery.core.supervisor import Supervisor
-
-
-class FakeTracking:
-    """Runs in memory; `trouble` is raised by the verbs that it names."""
-
-    def __init__(self) -> None:
-        self.opened: list[str] = []
-        self.closed: dict[str, str] = {}
-        self.ended: dict[str, datetime | None] = {}
-        self.trouble: dict[str, Exception] = {}
-
-    def open(self, job: Job) -> dict[str, str]:
-        self._raise("open")
-        self.opened.append(job.name)
-        return {"RUN": job.name}
-
-    def close(self, job: Job) -> None:
-        self._raise("close")
-        self.closed[job.name] = job.status
-        self.ended[job.name] = job.ended_at
-
-    def _raise(self, verb: str) -> None:
-        if verb in self.trouble:
-            raise self.trouble[verb]
-
-
-class FakeUpkeep:
-    def tick(self) -> bool:
-        return False
-
-    def end(self) -> None: ...
-
-
-class House:
-    """A supervisor with what a test does to it, one tick after the other."""
-
-    def __init__(self, store, files, home, engine, environments) -> None:
-        self.environments = environments
-        self.store, self.engine, self.tracking = store, engine, FakeTracking()
-        self.home, self.files = home, files
-        self.restart()
-
-    def restart(self) -> None:
-        """Put another supervisor in the place of this one: all that it knew is lost."""
-        self.supervisor = Supervisor(
-            self.store,
-            self.files,
-            self.home,
-            engine=self.engine,
-            tracking=self.tracking,
-            environments=self.environments,
-            upkeep=FakeUpkeep(),
-        )
-
-    def submit(self, name="j", spec=None, **given) -> Job:
-        return jobs.create(
-            self.store, Job(name=name, workspace="w", spec=spec or Command(command="run"), **given)
-        )
-
-    def tick(self, times=1) -> None:
-        """Tick, and wait for the steps of each tick."""
-        for _ in range(times):
-            self.supervisor.tick()
-            self.supervisor.settle()
-
-    def status(self, name="j") -> str:
-        return jobs.get(self.store, name).status
-
-    def error(self, name="j") -> str:
-        return jobs.get(self.store, name).error["message"]
-
-    def system_log(self, name="j") -> str:
-        folder = f"ExperimentRun/dcid.{name}/system_logs/finery.log"
-        return self.files.path("w", "workspaceartifactstore", folder).read_text()
-
-    def steps(self, parent) -> dict[str, Job]:
-        return {child.step: child for child in jobs.children(self.store, parent)}
-
-    def ends(self, parent, step, code=0, **known) -> None:
-        """End the process of a step."""
-        self.engine.exits(f"job-{self.steps(parent)[step].name}", code, **known)
-
-
-@pytest.fixture
-def house(store, files, tmp_path, engine, environments):
-    made = House(store, files, tmp_path, engine, environments)
-    yield made
-    made.supervisor.end()
-
+from finery.core.jobs import Command, Input, Output, Pipeline, Step
 
 # -- one job ---------------------------------------------------------------------------
 

@@ -286,7 +286,7 @@ def test_steps_that_wait_for_one_another_are_refused(put: Put):
 @pytest.mark.parametrize(
     "body, field, value, named",
     [
-        (COMMAND, "jobType", "Sweep", "Sweep"),
+        (COMMAND, "jobType", "Spark", "Spark"),
         (COMMAND, "jobType", "AutoML", "AutoML"),
         (COMMAND, "secretsConfiguration", {"a": {}}, "secretsConfiguration"),
         (COMMAND, "computeId", "local", "local"),
