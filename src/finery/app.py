@@ -28,8 +28,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from finery import certificates, journal, listening, sampling
 from finery.config import DEFAULT_WORKSPACE, Settings
 from finery.core import endpoints as core_endpoints
+from finery.core import instances, workspaces
 from finery.core import jobs as core_jobs
-from finery.core import workspaces
 from finery.core.errors import Failure, Invalid, NotFound, Unavailable
 from finery.core.files import Files
 from finery.core.store import FULL, Store, sqlite_url
@@ -127,6 +127,7 @@ def create(settings: Settings, *, http: str, https: str) -> Platform:
         https=https,
         wake=wake,
         log=engine.log,
+        instance_logs=lambda deployment, lines: instances.logs(home, deployment, lines=lines),
         capacity=engine.capacity,
         default_workspace=DEFAULT_WORKSPACE,
         tiny=settings.models == "tiny",
@@ -142,6 +143,7 @@ def create(settings: Settings, *, http: str, https: str) -> Platform:
         keys=keys,
         environments=built,
         kind=_kind,
+        traffic=way_in,
     )
     supervisor = Supervisor(
         store,
@@ -162,7 +164,9 @@ def create(settings: Settings, *, http: str, https: str) -> Platform:
         engine=engine,
         supervisor=supervisor,
         house=house,
-        asgi=Access(_dispatch(_doors(house, way_in), mlflow=mlflow, way_in=way_in)),
+        asgi=Access(
+            _dispatch(_doors(house, way_in), mlflow=mlflow, way_in=way_in, telling=way_in.telling)
+        ),
     )
 
 
@@ -209,7 +213,7 @@ def _doors(house: House, way_in: ASGIApp) -> FastAPI:
     return app
 
 
-def _dispatch(others: ASGIApp, *, mlflow: ASGIApp, way_in: ASGIApp) -> ASGIApp:
+def _dispatch(others: ASGIApp, *, mlflow: ASGIApp, way_in: ASGIApp, telling: ASGIApp) -> ASGIApp:
     """Send each request to who answers it.
 
     /mlflow goes to the MLflow server as it is: mounting would hide its own path
@@ -221,6 +225,8 @@ def _dispatch(others: ASGIApp, *, mlflow: ASGIApp, way_in: ASGIApp) -> ASGIApp:
         path = scope.get("path", "")
         if path.startswith("/endpoints/"):
             await way_in(scope, receive, send)
+        elif path == "/metrics":
+            await telling(scope, receive, send)
         elif path == "/mlflow" or path.startswith("/mlflow/"):
             await mlflow(scope, receive, send)
         else:

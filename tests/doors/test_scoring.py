@@ -306,6 +306,8 @@ def test_an_instance_that_is_lost_is_said_to_be(running: Running):
     blue = endpoints.get_deployment(store, "ep", "blue")
     with socket.create_server(("127.0.0.1", 0)) as closed:
         address = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    running.limit(request_timeout_ms=100)
+    blue = endpoints.get_deployment(store, "ep", "blue")
     endpoints.place(store, blue, addresses={"b-0": address}, restarts={})
     assert "lost" in refused(running.to("blue"), 503)
 

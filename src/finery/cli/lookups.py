@@ -40,12 +40,15 @@ def add(words: Any) -> None:
     imports = _word(model, "import", model_import)
     imports.add_argument("folder", type=Path, help="a Hugging Face or MLflow model folder")
     imports.add_argument("--name", required=True)
-    endpoint = _group(words, "endpoint", "Endpoints: list, logs.")
+    endpoint = _group(words, "endpoint", "Endpoints: list, logs, rollback.")
     _word(endpoint, "list", endpoint_list)
     logs = _word(endpoint, "logs", endpoint_logs)
     logs.add_argument("name")
     logs.add_argument("--deployment", "-d")
     logs.add_argument("--lines", type=int, default=100)
+    back = _word(endpoint, "rollback", endpoint_rollback)
+    back.add_argument("name")
+    back.add_argument("--deployment", "-d", help="what this one runs, instead of the traffic")
 
 
 def job_list(args: argparse.Namespace) -> None:
@@ -199,7 +202,7 @@ def endpoint_list(args: argparse.Namespace) -> None:
                     "deployment": row.name if row else "",
                     "status": row.status if row else "no deployment",
                     "traffic": endpoint.traffic.get(row.name, 0) if row else "",
-                    "instances": row.spec.instances if row else "",
+                    "instances": row.count if row else "",
                     "error": (row.error or {}).get("message", "") if row else "",
                 }
             )
@@ -211,20 +214,30 @@ def endpoint_list(args: argparse.Namespace) -> None:
 
 
 def endpoint_logs(args: argparse.Namespace) -> None:
-    """Print what an endpoint's deployment wrote."""
-    from finery.core import endpoints
-    from finery.engines.local import LocalEngine
+    """Print what an endpoint's instances wrote, or how an environment's building goes."""
+    from finery.core import endpoints, instances
 
     store, _, _ = open_home(args)
-    endpoint = endpoints.get(store, args.name)
-    engine = LocalEngine(config.home(args.home))
+    endpoint, home = endpoints.get(store, args.name), config.home(args.home)
     for deployment in endpoints.deployments(store, endpoint.name):
-        if args.deployment not in (None, deployment.name):
-            continue
-        for instance in range(deployment.spec.instances):
-            text = engine.log(deployment.process(instance), 0).decode(errors="replace")
-            print(f"==> {deployment.name}, instance {instance} <==")
-            print("\n".join(text.splitlines()[-args.lines :]))
+        if args.deployment in (None, deployment.name):
+            print(f"==> {deployment.name} ({deployment.status}) <==")
+            print(instances.logs(home, deployment, lines=args.lines), end="")
+
+
+def endpoint_rollback(args: argparse.Namespace) -> None:
+    """Give an endpoint's traffic, or what a deployment runs, back what it was before."""
+    from finery.core import endpoints
+
+    # A running server notices within a second.
+    store, _, _ = open_home(args)
+    if args.deployment:
+        made = endpoints.rollback_deployment(store, args.name, args.deployment)
+        found: dict[str, Any] = {"deployment": made.name, "status": made.status}
+    else:
+        back = endpoints.rollback(store, args.name)
+        found = {"endpoint": back.name, "traffic": back.traffic, "mirror": back.mirror}
+    _table(args, [found], tuple(found))
 
 
 def _job(job: Any) -> dict[str, Any]:

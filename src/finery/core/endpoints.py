@@ -384,8 +384,7 @@ def warn(store: Store, deployment: Deployment, warnings: Sequence[str]) -> Deplo
 
 def _only_counts(old: Deployment, spec: Serving) -> bool:
     """Say whether a change is one of how many instances there are: those at work stay."""
-    counts = {"instances": old.spec.instances, "scaling": old.spec.scaling}
-    same = replace(spec, **counts) == old.spec
+    same = replace(spec, instances=old.spec.instances, scaling=old.spec.scaling) == old.spec
     return same and spec != old.spec and old.status in ("ready", "unhealthy")
 
 

@@ -21,6 +21,7 @@ from finery.core.compute import Capacity
 from finery.core.workspaces import Caller, Keys
 
 if TYPE_CHECKING:
+    from finery.core.endpoints import Deployment
     from finery.core.files import Files
     from finery.core.store import Store
 
@@ -53,6 +54,8 @@ class House:
     wake: Callable[[], None]  # tell the supervisor that there is something to do
     log: Callable[[str, int], bytes]  # a process's log, by process id, from an offset
     capacity: Callable[[], Capacity]
+    # the last lines of a deployment's instances, so many of each
+    instance_logs: Callable[[Deployment, int], str] = lambda deployment, lines: ""
     default_workspace: tuple[str, str, str]  # subscription, resource group, name
     tiny: bool = False  # catalog names resolve to stand-ins
 

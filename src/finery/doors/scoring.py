@@ -1,8 +1,16 @@
 """The way in to deployed models: `/endpoints/{endpoint}/{path}`.
 
 Checks the caller's key or token, chooses a deployment and an instance
-(`traffic.py`), and passes bytes through, both ways as they come (`upstream.py`).
-It understands no body: what a model makes of a request is `serving/`'s affair.
+(`traffic.py`), and passes bytes through, both ways as they come (`upstream.py`,
+`answering.py`).  It understands no body: what a model makes of a request is
+`serving/`'s affair.  What it has seen is counted in `metering.py`, and told by
+`telling.py`.
+
+A request whose instance was lost before it said anything is sent once more, to
+another instance or to the one that takes its place, within the request's time:
+where nobody had taken it, or where it was read whole before it was sent (see
+`_AT_ONCE`).  A script may therefore see a request twice, if the first
+time has killed its process.
 
 Raw ASGI: for a small model a framework would cost more than the model.
 """
@@ -13,61 +21,46 @@ import asyncio
 import contextlib
 import hmac
 import logging
-import uuid
+import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import AsyncIterator, Mapping, Sequence
+from types import MappingProxyType
 
-import orjson
 from starlette.types import Receive, Scope, Send
 
 from finery.core import errors, ids, tickets
 from finery.core.endpoints import Deployment
 from finery.core.errors import Failure
-from finery.doors import http, traffic, upstream
+from finery.core.scaling import Load
+from finery.doors import answering, http, traffic, upstream
+from finery.doors.answering import Call, Gone
 from finery.doors.http import House
+from finery.doors.metering import Line
+from finery.doors.telling import Telling
 from finery.doors.traffic import Directory, Full, Queue, Shares, View
 from finery.doors.upstream import Answer, Lost, Pool
 
 _log = logging.getLogger(__name__)
 
 MAX_BODY = 100 * 2**20  # bytes
-_AT_ONCE = 2**20  # a body up to this size is read before it is sent, and can be sent twice
+COLD = 60.0  # seconds that a call waits at least for the first instance of a deployment without any
+_AT_ONCE = 16 * 2**20  # a body up to this size is read before it is sent, and can be sent twice
+_HELD = 256 * 2**20  # bytes of such bodies in all; past it only the smallest are held
+_SMALL = 2**16
 _GRACE = 0.5  # seconds that the instance has to refuse a late request itself, which it can explain
+_SHUNNED = 1.0  # seconds without requests for an instance that was lost
+_LOOK = 0.02  # seconds between looks at what has changed, while a request waits
+_SENDS = 3  # times that a request is given to an instance, most of which do not take it
 _MIRRORED = 64  # copies under way at most
+_MIRRORED_EACH = 16  # of one deployment
+_MIRRORED_BYTES = 64 * 2**20
 
-_METHODS = ("GET", "POST")
+_NONE: Mapping[str, Lost] = MappingProxyType({})
 _UNKNOWN = "something went wrong on the server; its log says what"
-_CODES: dict[type[Failure], str] = {
-    errors.Unauthenticated: "Unauthorized",
-    errors.Forbidden: "Forbidden",
-    errors.NotFound: "NotFound",
-    errors.TooLarge: "PayloadTooLarge",
-    errors.Unavailable: "ServiceUnavailable",
-}
 _OWN = (
     frozenset((b"host", b"content-length", b"authorization", b"api-key", b"expect"))
     | upstream.HOP_BY_HOP
 )
-_FAILED = (b"x-ms-run-function-failed", b"True")
-_ANSWERED = frozenset((b"x-ms-request-id", b"azureml-model-deployment", b"date", b"server"))
-
-
-class _Gone(Exception):
-    """The caller went away."""
-
-
-@dataclass(frozen=True)
-class _Call:
-    """One request, and how to answer it."""
-
-    scope: Scope
-    receive: Receive
-    send: Send
-    id: str
-    target: str  # path and query below the endpoint
-    headers: dict[bytes, bytes]
 
 
 class Scoring:
@@ -80,55 +73,71 @@ class Scoring:
         self.house, self.max_body = house, max_body
         self._directory = Directory(house.store)
         self._pool = Pool()
+        self.telling = Telling(
+            house, self._directory, self._pool, line=self._line, secret=self._secret
+        )
         self._shares: dict[str, Shares] = defaultdict(Shares)
         self._mirrors: dict[str, Shares] = defaultdict(Shares)
-        self._queues: dict[str, Queue] = defaultdict(Queue)
+        self._lines: dict[str, Line] = {}  # by the deployment's id
         self._secrets: dict[str, bytes] = {}
         self._copies: set[asyncio.Task[None]] = set()
+        self._copied = self._held = 0  # bytes under way
+        self._waiting = 0  # requests that wait for a place
+        self._attendant: asyncio.Task[None] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        call = _call(scope, receive, send)
+        call = answering.read(scope, receive, send)
         try:
             await self._serve(call)
-        except _Gone:
+        except Gone:
             pass
         except Failure as exc:
-            await _refuse(call, *_told(exc))
+            await answering.refuse(call, *answering.told(exc))
         except Full as exc:
-            await _refuse(call, 429, "TooManyRequests", f"{exc}; try again later")
+            await answering.refuse(call, 429, "TooManyRequests", f"{exc}; try again later")
         except Lost as exc:
-            await _refuse(call, 503, "ServiceUnavailable", f"the instance was lost: {exc}")
+            message = f"the instance was lost: {exc}"
+            await answering.refuse(call, 503, "ServiceUnavailable", message)
         except Exception:
             _log.exception("request %s failed", call.id)
             with contextlib.suppress(RuntimeError):  # the answer had begun: it breaks off
-                await _refuse(call, 500, "InternalServerError", _UNKNOWN)
+                await answering.refuse(call, 500, "InternalServerError", _UNKNOWN)
+        finally:
+            if line := self._lines.get(call.deployment):
+                line.meter.answered(call.status, time.perf_counter() - call.began)
 
-    async def _serve(self, call: _Call) -> None:
+    async def _serve(self, call: Call) -> None:
         name = call.scope["path"].split("/", 3)[2]
         view = await self._directory.find(name)
         self._admit(call, view)
         if view is None:
             raise errors.NotFound(f"no endpoint named {name!r}", target=name)
-        if call.scope["method"] not in _METHODS:
-            message = f"an endpoint answers to {' and '.join(_METHODS)} only"
-            return await _refuse(call, 405, "MethodNotAllowed", message)
-        wanted = call.headers.get(b"azureml-model-deployment", b"").decode("latin-1")
-        deployment = traffic.choose(view, wanted, self._shares[name])
+        if call.scope["method"] not in answering.METHODS:
+            message = f"an endpoint answers to {' and '.join(answering.METHODS)} only"
+            return await answering.refuse(call, 405, "MethodNotAllowed", message)
+        if call.target == "/metrics":
+            return await self.telling.tell(call, [view])
         body = await self._body(call)
-        if not wanted and isinstance(body, bytes) and view.endpoint.mirror:
-            self._mirror(call, view, deployment, body)
-        if isinstance(body, bytes):
-            await _unless_gone(call.receive, self._forward(call, deployment, body))
-        else:
-            await self._forward(call, deployment, body)
-        return None
+        try:
+            view = await self._directory.find(name) or view  # it may have changed meanwhile
+            wanted = call.headers.get(b"azureml-model-deployment", b"").decode("latin-1")
+            deployment = traffic.choose(view, wanted, self._shares[name])
+            call.deployment = deployment.id
+            if not wanted and isinstance(body, bytes) and view.endpoint.mirror:
+                self._mirror(call, view, deployment, body)
+            if isinstance(body, bytes):
+                await answering.unless_gone(call.receive, self._forward(call, deployment, body))
+            else:
+                await self._forward(call, deployment, body)
+        finally:
+            self._held -= len(body) if isinstance(body, bytes) else 0
 
     # -- who may -----------------------------------------------------------------------
 
-    def _admit(self, call: _Call, view: View | None) -> None:
+    def _admit(self, call: Call, view: View | None) -> None:
         """Raise `Unauthenticated` or `Forbidden` unless the caller may call this endpoint."""
-        shown = _credential(call.headers)
+        shown = answering.credential(call.headers)
         if view is not None and shown:
             given, endpoint = shown.encode(), view.endpoint
             if endpoint.auth == "key":
@@ -143,26 +152,36 @@ class Scoring:
 
     # -- what comes in -----------------------------------------------------------------
 
-    async def _body(self, call: _Call) -> bytes | AsyncIterator[bytes]:
-        """Return a small body whole, a large one as it comes."""
+    async def _body(self, call: Call) -> bytes | AsyncIterator[bytes]:
+        """Return a small body whole, a large one as it comes.
+
+        The bytes of a whole one count as held until the caller lets them go.
+        """
         length = call.headers.get(b"content-length", b"")
         if length.isdigit() and int(length) > self.max_body:
             raise self._too_large()
         parts = self._parts(call)
-        held, size = [], 0
-        async for part in parts:
-            held.append(part)
-            size += len(part)
-            if size > _AT_ONCE:
-                return _after(held, parts)
+        held: list[bytes] = []
+        size = 0
+        try:
+            async for part in parts:
+                held.append(part)
+                size += len(part)
+                self._held += len(part)
+                if size > (_AT_ONCE if self._held < _HELD else _SMALL):
+                    self._held -= size
+                    return _after(held, parts)
+        except BaseException:
+            self._held -= size
+            raise
         return b"".join(held)
 
-    async def _parts(self, call: _Call) -> AsyncIterator[bytes]:
+    async def _parts(self, call: Call) -> AsyncIterator[bytes]:
         size, more = 0, True
         while more:
             message = await call.receive()
             if message["type"] == "http.disconnect":
-                raise _Gone
+                raise Gone
             part, more = message.get("body", b""), message.get("more_body", False)
             size += len(part)
             if size > self.max_body:
@@ -175,29 +194,42 @@ class Scoring:
     # -- the way through ---------------------------------------------------------------
 
     async def _forward(
-        self, call: _Call, deployment: Deployment, body: bytes | AsyncIterator[bytes]
+        self, call: Call, deployment: Deployment, body: bytes | AsyncIterator[bytes]
     ) -> None:
-        queue = self._queue(deployment)
-        process = await queue.enter(deployment)
-        try:
-            seconds = _patience(deployment)
+        line, seconds = self._line(deployment.id), _patience(deployment)
+        wait, ends, sent = self._wait(line.queue, deployment), 0.0, False
+        lost: dict[str, Lost] = {}
+        while True:
+            process = await self._enter(line.queue, deployment, seconds=wait, lost=lost)
             try:
-                async with asyncio.timeout(seconds):
-                    answer = await self._ask(call, deployment, process, body)
-            except TimeoutError:
-                message = f"not answered within {deployment.spec.request_timeout_ms} ms"
-                return await _refuse(call, 408, "RequestTimeout", message)
-            try:
-                await _pass_on(call, deployment.name, answer, seconds)
+                deployment = line.queue.deployment or deployment
+                ends = ends or time.monotonic() + seconds
+                try:
+                    async with asyncio.timeout(ends - time.monotonic()):
+                        answer = await self._ask(call, deployment, process, body)
+                except TimeoutError:
+                    message = f"not answered within {deployment.spec.request_timeout_ms} ms"
+                    return await answering.refuse(call, 408, "RequestTimeout", message)
+                except Lost as exc:
+                    line.queue.shun(process, seconds=_SHUNNED)
+                    self.house.wake()  # it may have ended: the sooner that is noticed the better
+                    lost[process] = exc
+                    if len(lost) >= _SENDS or not _again(exc, body, sent=sent):
+                        raise
+                    line.meter.retried += 1
+                    sent = sent or not exc.unsent
+                    wait = max(ends - time.monotonic(), 0)
+                    continue
+                try:
+                    return await answering.pass_on(call, deployment.name, answer, seconds)
+                finally:
+                    answer.close()
             finally:
-                answer.close()
-        finally:
-            queue.leave(process)
-        return None
+                line.queue.leave(process)
 
     async def _ask(
         self,
-        call: _Call,
+        call: Call,
         deployment: Deployment,
         process: str,
         body: bytes | AsyncIterator[bytes],
@@ -209,11 +241,60 @@ class Scoring:
         method = call.scope["method"]
         return await self._pool.send(address, method, call.target, headers=headers, body=body)
 
-    def _queue(self, deployment: Deployment) -> Queue:
-        if len(self._queues) > 256:
-            for id in [id for id, queue in self._queues.items() if queue.idle]:
-                del self._queues[id]
-        return self._queues[deployment.id]
+    def _wait(self, queue: Queue, deployment: Deployment) -> float:
+        """Return the seconds that a request may wait for a place."""
+        queued = deployment.spec.max_queue_wait_ms / 1000
+        if queue.reaches(deployment):
+            return queued
+        self.house.wake()
+        if deployment.count == 0:  # nobody called for a while: one is started for this call
+            return max(queued, COLD)
+        return max(queued, deployment.spec.request_timeout_ms / 1000)
+
+    async def _enter(
+        self,
+        queue: Queue,
+        deployment: Deployment,
+        *,
+        seconds: float,
+        lost: Mapping[str, Lost] = _NONE,
+    ) -> str:
+        """Take a place, not with those that were `lost`.
+
+        Meanwhile see to it that new instances are noticed.
+        """
+        self._waiting += 1
+        if self._attendant is None or self._attendant.done():
+            self._attendant = asyncio.get_running_loop().create_task(self._attend())
+        try:
+            return await queue.enter(deployment, seconds=seconds, avoid=lost)
+        except (Full, errors.Unavailable):
+            if lost:  # that is the reason: nothing took its place in time
+                raise next(iter(lost.values())) from None
+            raise
+        finally:
+            self._waiting -= 1
+
+    async def _attend(self) -> None:
+        """Tell the queues what has become of their deployments, while somebody waits."""
+        while True:
+            await asyncio.sleep(_LOOK)
+            if not self._waiting:
+                return
+            for line in [*self._lines.values()]:
+                found = line.queue.deployment
+                if found is None or not line.queue.waiting:
+                    continue
+                view = await self._directory.find(found.endpoint)
+                now = view.deployments.get(found.name) if view else None
+                if now is not None and now.id == found.id:
+                    line.queue.renew(now)
+
+    def _line(self, id: str) -> Line:
+        line = self._lines.get(id)
+        if line is None:
+            line = self._lines[id] = Line()
+        return line
 
     def _secret(self, process: str) -> bytes:
         if process not in self._secrets:
@@ -224,44 +305,82 @@ class Scoring:
 
     # -- copies ------------------------------------------------------------------------
 
-    def _mirror(self, call: _Call, view: View, chosen: Deployment, body: bytes) -> None:
+    def _mirror(self, call: Call, view: View, chosen: Deployment, body: bytes) -> None:
         """Send copies of a request where they are due; the caller never learns of it."""
         for name in self._mirrors[view.endpoint.name].due(view.endpoint.mirror):
             other = view.deployments.get(name)
-            if other is None or other.name == chosen.name or len(self._copies) >= _MIRRORED:
+            if other is None or other.name == chosen.name:
                 continue
-            copy = asyncio.get_running_loop().create_task(self._copy(call, other, body))
+            line = self._line(other.id)
+            full = len(self._copies) >= _MIRRORED or line.copies >= _MIRRORED_EACH
+            if full or self._copied + len(body) > _MIRRORED_BYTES:
+                line.meter.dropped += 1
+                continue
+            copy = asyncio.get_running_loop().create_task(self._copy(call, other, line, body))
             self._copies.add(copy)
             copy.add_done_callback(self._copies.discard)
 
-    async def _copy(self, call: _Call, deployment: Deployment, body: bytes) -> None:
+    async def _copy(self, call: Call, deployment: Deployment, line: Line, body: bytes) -> None:
+        line.copies += 1
+        line.meter.copies += 1
+        self._copied += len(body)
+        began, status = time.perf_counter(), 503
         # Whatever goes wrong with a copy is in that deployment's own log, or is no matter.
-        with contextlib.suppress(Failure, Full, Lost, TimeoutError):
-            queue = self._queue(deployment)
-            process = await queue.enter(deployment)
+        try:
+            queued = deployment.spec.max_queue_wait_ms / 1000
+            process = await self._enter(line.queue, deployment, seconds=queued)
             try:
                 async with asyncio.timeout(_patience(deployment)):
+                    deployment = line.queue.deployment or deployment
                     answer = await self._ask(call, deployment, process, body)
-                    while await answer.next():
-                        pass
-                    answer.close()
+                    try:
+                        while await answer.next():
+                            pass
+                        status = answer.status
+                    finally:
+                        answer.close()
             finally:
-                queue.leave(process)
+                line.queue.leave(process)
+        except Full:
+            status = 429
+        except TimeoutError:
+            status = 408
+        except (Failure, Lost):
+            pass
+        finally:
+            line.copies -= 1
+            self._copied -= len(body)
+            line.meter.answered(status, time.perf_counter() - began)
+
+    # -- what was seen -----------------------------------------------------------------
+
+    def load(self, deployment: str) -> Load:
+        """Say how much is asked of a deployment.  From any thread."""
+        line = self._lines.get(deployment)
+        return line.queue.load() if line else Load()
+
+    def busy(self, process: str) -> int:
+        """Say how many requests a process is answering.  From any thread."""
+        return sum(line.queue.busy(process) for line in [*self._lines.values()])
+
+    def seen(self, deployment: str) -> Line | None:
+        """Return what is known of a deployment, if it was ever asked for anything."""
+        return self._lines.get(deployment)
+
+    def forget(self, kept: set[str]) -> None:
+        """Let go of deployments that are no more; `kept` are the ids of those that are."""
+        for id in {*self._lines} - kept:
+            if self._lines[id].queue.idle and not self._lines[id].copies:
+                del self._lines[id]
 
 
-def _call(scope: Scope, receive: Receive, send: Send) -> _Call:
-    raw = scope.get("raw_path") or scope["path"].encode()
-    below = raw.split(b"/", 3)[3] if raw.count(b"/") > 2 else b""
-    query = b"?" + scope["query_string"] if scope["query_string"] else b""
-    id = scope.get("state", {}).get("request_id") or uuid.uuid4().hex
-    target = (b"/" + below + query).decode("latin-1")
-    return _Call(scope, receive, send, id, target, dict(scope["headers"]))
+def _again(exc: Lost, body: bytes | AsyncIterator[bytes], *, sent: bool) -> bool:
+    """Say whether a request may be sent once more.
 
-
-def _credential(headers: dict[bytes, bytes]) -> str | None:
-    """Return the key or token, with or without its `Bearer`, or from `api-key`."""
-    given = (headers.get(b"authorization") or headers.get(b"api-key") or b"").decode("latin-1")
-    return (given[7:] if given[:7].lower() == "bearer " else given).strip() or None
+    `sent`: it was, to an instance that may have read it and was lost; once is
+    enough, because it may be the request that does it.
+    """
+    return exc.unsent or (isinstance(body, bytes) and not sent and not exc.resent)
 
 
 def _patience(deployment: Deployment) -> float:
@@ -276,84 +395,3 @@ async def _after(held: Sequence[bytes], parts: AsyncIterator[bytes]) -> AsyncIte
         yield part
     async for part in parts:
         yield part
-
-
-async def _unless_gone(receive: Receive, work: Any) -> None:
-    """Do `work`, and stop it when the caller goes away."""
-    me = asyncio.current_task()
-    assert me is not None
-    gone = False
-
-    async def watch() -> None:
-        nonlocal gone
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        gone = True
-        me.cancel()
-
-    watcher = asyncio.get_running_loop().create_task(watch())
-    try:
-        await work
-    except asyncio.CancelledError:
-        if not gone:
-            raise
-        me.uncancel()
-        raise _Gone from None
-    finally:
-        watcher.cancel()
-
-
-async def _pass_on(call: _Call, deployment: str, answer: Answer, seconds: float) -> None:
-    """Send an answer on as it comes; `seconds` is how long it may say nothing in between."""
-    headers = [
-        (name, value)
-        for name, value in answer.headers
-        if name not in upstream.HOP_BY_HOP and name not in _ANSWERED
-    ]
-    headers.append((b"azureml-model-deployment", deployment.encode()))
-    headers.append((b"x-ms-request-id", call.id.encode()))
-    status = answer.status
-    if _FAILED in answer.headers:  # as on Azure: the host says 500, its way in 424
-        headers.append((b"ms-azureml-model-error-statuscode", str(status).encode()))
-        status = 424
-    await call.send({"type": "http.response.start", "status": status, "headers": headers})
-    more = True
-    while more:
-        try:
-            async with asyncio.timeout(seconds):
-                part = await answer.next()
-        except (TimeoutError, Lost) as exc:
-            _log.warning("answer %s of deployment %s broke off: %s", call.id, deployment, exc)
-            return  # incomplete: the server closes the connection, and so the caller can tell
-        more = not answer.ended
-        await call.send({"type": "http.response.body", "body": part, "more_body": more})
-
-
-async def _refuse(call: _Call, status: int, code: str, message: str) -> None:
-    body = orjson.dumps(_error(code, message, call.scope["path"]))
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-        (b"x-ms-request-id", call.id.encode()),
-    ]
-    if status == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
-    if status == 405:
-        headers.append((b"allow", ", ".join(_METHODS).encode()))
-    if status in (429, 503):
-        headers.append((b"retry-after", b"1"))
-    await call.send({"type": "http.response.start", "status": status, "headers": headers})
-    await call.send({"type": "http.response.body", "body": body})
-
-
-def _told(exc: Failure) -> tuple[int, str, str]:
-    kind = next(kind for kind in type(exc).__mro__ if kind in http.STATUS)
-    return http.STATUS[kind], _CODES.get(kind, "InternalServerError"), str(exc)
-
-
-def _error(code: str, message: str, path: str) -> dict[str, Any]:
-    """Return an error's body; below `/v1/` it is also what OpenAI's clients read."""
-    error: dict[str, Any] = {"code": code, "message": message}
-    if "/v1/" in path:
-        error |= {"type": "invalid_request_error", "param": None}
-    return {"error": error}

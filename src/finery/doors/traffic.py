@@ -8,8 +8,10 @@ again whenever something was written.
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from starlette.concurrency import run_in_threadpool
@@ -17,7 +19,13 @@ from starlette.concurrency import run_in_threadpool
 from finery.core import endpoints
 from finery.core.endpoints import Deployment, Endpoint
 from finery.core.errors import NotFound, Unavailable
+from finery.core.scaling import Load
 from finery.core.store import Store
+
+
+_log = logging.getLogger(__name__)
+
+_STALE = 1.0  # seconds after which what is known of an endpoint is looked up again, by the way
 
 
 class Full(Exception):
@@ -33,23 +41,42 @@ class View:
 
 
 class Directory:
-    """Endpoints as they are now, without asking the database each time."""
+    """Endpoints as they are now, without asking the database each time.
+
+    What this server writes is seen at once; what the command line wrote into the
+    same database, a second later.
+    """
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._views: dict[str, tuple[int, View | None]] = {}
+        self._views: dict[str, tuple[int, float, View | None]] = {}
+        self._looks: set[asyncio.Task[View | None]] = set()
 
     async def find(self, name: str) -> View | None:
-        changes = self._store.changes
         known = self._views.get(name)
-        if known is not None and known[0] == changes:
-            return known[1]
+        if known is not None and known[0] == self._store.changes:
+            now = time.monotonic()
+            if now - known[1] > _STALE:
+                self._views[name] = (known[0], now, known[2])
+                look = asyncio.get_running_loop().create_task(self._look(name))
+                self._looks.add(look)
+                look.add_done_callback(self._looked)
+            return known[2]
+        return await self._look(name)
+
+    async def _look(self, name: str) -> View | None:
+        changes = self._store.changes
         view = await run_in_threadpool(self._read, name)
         if view is None:
             self._views.pop(name, None)  # any text can be asked for: remember only what exists
         else:
-            self._views[name] = (changes, view)
+            self._views[name] = (changes, time.monotonic(), view)
         return view
+
+    def _looked(self, look: asyncio.Task[View | None]) -> None:
+        self._looks.discard(look)
+        if not look.cancelled() and look.exception():
+            _log.warning("an endpoint could not be read again: %s", look.exception())
 
     def _read(self, name: str) -> View | None:
         endpoint = endpoints.find(self._store, name)
@@ -92,76 +119,153 @@ class Shares:
         return self._credit
 
 
+@dataclass(eq=False)
+class _Waiter:
+    turn: asyncio.Future[str]
+    avoid: Collection[str]  # processes that it does not want
+
+
 class Queue:
     """The places of one deployment, over all its instances; first come, first served."""
 
     def __init__(self) -> None:
         self._deployment: Deployment | None = None
         self._busy: Counter[str] = Counter()
-        self._waiting: deque[asyncio.Future[str]] = deque()
+        self._waiting: deque[_Waiter] = deque()
+        self._shunned: dict[str, float] = {}  # processes that were just lost, and until when
+        self._under_way = 0
+        self._sum, self._at = 0.0, time.monotonic()  # of requests over time
+
+    @property
+    def deployment(self) -> Deployment | None:
+        """As it was when it was asked for last."""
+        return self._deployment
 
     @property
     def idle(self) -> bool:
-        return not self._waiting and not +self._busy
+        return not self._under_way
 
-    async def enter(self, deployment: Deployment) -> str:
-        """Take a place and return the process that it is on.
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
 
-        Raises `Full` when none comes free within the deployment's queue time,
-        `Unavailable` when no instance is up.
+    @property
+    def running(self) -> int:
+        return self._under_way - len(self._waiting)
+
+    def busy(self, process: str) -> int:
+        return self._busy[process]
+
+    def load(self) -> Load:
+        """Return how much is asked now, and was so far.  From any thread."""
+        now = self._under_way
+        return Load(now, self._sum + now * (time.monotonic() - self._at))
+
+    async def enter(
+        self, deployment: Deployment, *, seconds: float, avoid: Collection[str] = ()
+    ) -> str:
+        """Take a place and return the process that it is on, not one of `avoid`.
+
+        Raises `Full` when none comes free within `seconds`, `Unavailable` when
+        no instance is up in that time, or none will be.
         """
-        self._deployment = deployment
-        if not deployment.addresses:
-            raise Unavailable(_why_down(deployment), target=deployment.name)
-        self._serve()  # an instance may have come up since
-        chosen = None if self._waiting else self._free()
-        if chosen is not None:
-            self._busy[chosen] += 1
+        self._count(1)
+        try:
+            self.renew(deployment)  # an instance may have come up since
+            if not deployment.addresses and not _comes(deployment):
+                raise Unavailable(why_down(deployment), target=deployment.name)
+            chosen = None if self._waiting else self._free(avoid)
+            if chosen is None:
+                chosen = await self._wait(seconds, avoid)
+            else:
+                self._busy[chosen] += 1
             return chosen
-        wait = deployment.spec.max_queue_wait_ms / 1000
-        if wait <= 0:
-            raise Full(f"every place of deployment {deployment.name!r} is taken")
-        return await self._wait(wait, deployment.name)
+        except BaseException:
+            self._count(-1)
+            raise
 
     def leave(self, process: str) -> None:
         """Give a place back: to the first who waits, if someone does."""
+        self._count(-1)
+        self._vacate(process)
+
+    def renew(self, deployment: Deployment) -> None:
+        """Take note of what the deployment is now: an instance may have come or gone."""
+        self._deployment = deployment
+        self._serve()
+
+    def reaches(self, deployment: Deployment) -> bool:
+        """Say whether there is an instance that was not just lost."""
+        if not self._shunned:
+            return bool(deployment.addresses)
+        now = time.monotonic()
+        return any(self._shunned.get(id, 0) <= now for id in deployment.addresses)
+
+    def shun(self, process: str, *, seconds: float) -> None:
+        """Send nothing more to a process that was lost, until it is known what became of it."""
+        now = time.monotonic()
+        self._shunned = {id: until for id, until in self._shunned.items() if until > now}
+        self._shunned[process] = now + seconds
+
+    def _vacate(self, process: str) -> None:
         self._busy[process] -= 1
         if self._busy[process] <= 0:
             del self._busy[process]
         self._serve()
 
-    async def _wait(self, seconds: float, name: str) -> str:
-        turn: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
+    def _count(self, change: int) -> None:
+        now = time.monotonic()
+        self._sum += self._under_way * (now - self._at)
+        self._at = now
+        self._under_way += change
+
+    async def _wait(self, seconds: float, avoid: Collection[str]) -> str:
+        waiter = _Waiter(asyncio.get_running_loop().create_future(), avoid)
+        self._waiting.append(waiter)
         try:
+            if seconds <= 0:
+                raise TimeoutError
             async with asyncio.timeout(seconds):
-                return await turn
+                return await waiter.turn
         except BaseException as exc:
-            if turn.done() and not turn.cancelled():
-                self.leave(turn.result())  # the place came just as its taker left
-            elif turn in self._waiting:
-                self._waiting.remove(turn)
+            if waiter.turn.done() and not waiter.turn.cancelled():
+                self._vacate(waiter.turn.result())  # the place came just as its taker left
+            elif waiter in self._waiting:
+                self._waiting.remove(waiter)
             if isinstance(exc, TimeoutError):
-                raise Full(
-                    f"no place of deployment {name!r} came free within {seconds * 1000:.0f} ms"
-                ) from None
+                raise self._refusal(seconds) from None
             raise
 
-    def _serve(self) -> None:
-        while self._waiting:
-            chosen = self._free()
-            if chosen is None:
-                return
-            turn = self._waiting.popleft()
-            if not turn.done():
-                self._busy[chosen] += 1
-                turn.set_result(chosen)
+    def _refusal(self, seconds: float) -> Exception:
+        assert self._deployment is not None
+        name = self._deployment.name
+        if not self.reaches(self._deployment):
+            return Unavailable(why_down(self._deployment), target=name)
+        if seconds <= 0:
+            return Full(f"every place of deployment {name!r} is taken")
+        said = f"no place of deployment {name!r} came free within {seconds * 1000:.0f} ms"
+        return Full(said)
 
-    def _free(self) -> str | None:
+    def _serve(self) -> None:
+        """Give what is free to those who wait; who wants none of it stays where it is."""
+        for waiter in [*self._waiting]:
+            chosen = self._free(waiter.avoid)
+            if chosen is None and not waiter.avoid:
+                return
+            if chosen is not None:
+                self._waiting.remove(waiter)
+                if not waiter.turn.done():
+                    self._busy[chosen] += 1
+                    waiter.turn.set_result(chosen)
+
+    def _free(self, avoid: Collection[str] = ()) -> str | None:
         """Return the least busy process that has a place, if one has."""
         assert self._deployment is not None
-        places = _places(self._deployment)
-        process = min(self._deployment.addresses, key=self._busy.__getitem__, default=None)
+        places, there = _places(self._deployment), iter(self._deployment.addresses)
+        if avoid or self._shunned:
+            now = time.monotonic()
+            there = (id for id in there if id not in avoid and self._shunned.get(id, 0) <= now)
+        process = min(there, key=self._busy.__getitem__, default=None)
         if process is None or (places and self._busy[process] >= places):
             return None
         return process
@@ -199,7 +303,12 @@ def _places(deployment: Deployment) -> int:
     return deployment.spec.max_concurrent_requests if deployment.spec.script else 0
 
 
-def _why_down(deployment: Deployment) -> str:
+def _comes(deployment: Deployment) -> bool:
+    """Say whether a deployment without an instance will have one soon: it is worth waiting."""
+    return deployment.status in ("ready", "unhealthy", "updating")
+
+
+def why_down(deployment: Deployment) -> str:
     why = f": {deployment.error['message']}" if deployment.error else ""
     said = f"deployment {deployment.name!r} has no instance that answers"
     return f"{said}; it is {deployment.status}{why}"

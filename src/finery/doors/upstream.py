@@ -20,6 +20,7 @@ Headers = Iterable[tuple[bytes, bytes]]
 
 _HIGH, _LOW = 1 << 18, 1 << 16  # bytes received and not yet read: stop reading, go on reading
 _KEEP = 64  # idle connections for each address
+_PLACES = 64  # addresses, before those of processes that ended are forgotten
 _CONNECT = 5.0  # seconds
 
 # What belongs to one connection and is never passed on.
@@ -39,7 +40,13 @@ HOP_BY_HOP = frozenset(
 
 
 class Lost(Exception):
-    """The process did not answer, or not to the end."""
+    """The process did not answer, or not to the end.
+
+    `unsent`: nobody took the connection, so that nothing of the request was read.
+    `resent`: the request was sent a second time already.
+    """
+
+    unsent = resent = False
 
 
 class Answer:
@@ -85,18 +92,25 @@ class Pool:
         """Send a request to `http://host:port` and wait for the head of the answer.
 
         Raises `Lost`.  A body in one piece is sent once more where a kept
-        connection turns out to have been closed by the other side.
+        connection was closed by the other side before it said anything: most
+        likely the other side was about to, and has not read the request.
         """
         parts = urlsplit(address)
         place = (parts.hostname or "", parts.port or 80)
         head = _head(method, target, parts.netloc, headers, body)
-        while isinstance(body, bytes) and (kept := self._kept(place)):
-            try:
-                return await self._exchange(kept, head, body)
-            except Lost:
-                if kept.begun:
-                    raise
-        return await self._exchange(await _connect(place), head, body)
+        kept = self._kept(place) if isinstance(body, bytes) else None
+        if kept is None:
+            return await self._exchange(await _connect(place), head, body)
+        try:
+            return await self._exchange(kept, head, body)
+        except Lost:
+            if kept.begun:
+                raise
+        try:
+            return await self._exchange(await _connect(place), head, body)
+        except Lost as exc:
+            exc.resent = not exc.unsent
+            raise
 
     async def _exchange(
         self, connection: _Connection, head: bytes, body: bytes | AsyncIterator[bytes]
@@ -125,11 +139,19 @@ class Pool:
         """Keep a connection for the next request, if it can be used again."""
         if connection.over or not connection.reusable:
             return connection.abort()
+        if len(self._idle) > _PLACES:
+            self._tidy()
         idle = self._idle.setdefault(connection.place, deque())
         if len(idle) >= _KEEP:
             return connection.abort()
         idle.append(connection)
         return None
+
+    def _tidy(self) -> None:
+        """Forget the places where nobody answers any more."""
+        for place, idle in [*self._idle.items()]:
+            if all(connection.over for connection in idle):
+                del self._idle[place]
 
     def close(self) -> None:
         for idle in self._idle.values():
@@ -144,7 +166,9 @@ async def _connect(place: tuple[str, int]) -> _Connection:
         async with asyncio.timeout(_CONNECT):
             _, connection = await loop.create_connection(lambda: _Connection(place), *place)
     except (OSError, TimeoutError) as exc:
-        raise Lost(f"nothing answers at {place[0]}:{place[1]}") from exc
+        lost = Lost(f"nothing answers at {place[0]}:{place[1]}")
+        lost.unsent = True
+        raise lost from exc
     return connection
 
 

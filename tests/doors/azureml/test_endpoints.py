@@ -14,6 +14,7 @@ from starlette.testclient import TestClient
 from finery.core import assets, endpoints, ids, tickets
 from finery.core.assets import Asset
 from finery.core.errors import Failure
+from finery.core.scaling import Scaling
 from finery.doors.azureml import endpoints as door
 from finery.doors.azureml import wire
 from finery.doors.http import House
@@ -72,8 +73,7 @@ def client(home: House, put_file: Callable[..., str]) -> TestClient:
         location = f"file:workspaceblobstore/{name}" if kind != "environment" else ""
         asset = Asset(scope="ws", kind=kind, name=name, version="1", type=type, location=location)
         assets.create(home.store, asset)
-    log = {"0": b"".join(b"line %d\n" % number for number in range(9)), "1": b"other\n"}
-    logged = replace(home, log=lambda id, offset: log[id.split("-")[-2]][offset:])
+    logged = replace(home, instance_logs=lambda made, lines: f"{lines} lines of {made.name}\n")
     app = FastAPI()
     app.include_router(door.router(logged))
 
@@ -253,8 +253,9 @@ def test_a_deployment_that_cannot_work_is_refused_by_its_field(
 @pytest.mark.parametrize(
     "changed, named",
     [
-        ({"scaleSettings": {"scaleType": "TargetUtilization"}}, "TargetUtilization"),
-        ({"endpointComputeType": "Kubernetes"}, "Kubernetes"),
+        ({"scaleSettings": {"scaleType": "Weekly"}}, "Weekly"),
+        ({"endpointComputeType": "Batch"}, "Batch"),
+        ({"containerResourceRequirements": {"x": 1}}, "containerResourceRequirements"),
         ({"modelMountPath": "/x"}, "modelMountPath"),
         ({"dataCollector": {"collections": {}, "rollingRate": "Hour"}}, "dataCollector"),
     ],
@@ -308,15 +309,74 @@ def test_deleting_an_endpoint_takes_until_its_deployments_are_gone(
     assert client.delete(ENDPOINT).status_code == 204
 
 
-def test_logs_are_the_last_lines_of_every_instance(put: Put, client: TestClient):
+def test_logs_are_the_last_lines_of_the_instances(put: Put, client: TestClient):
     put()
     said = client.post(f"{BLUE}/getLogs", json={"tail": 2}).json()["content"]
-    assert said == "Instance 0:\nline 7\nline 8\nInstance 1:\nother\n"
+    assert said == "2 lines of blue\n"
     initializer = {"tail": 2, "containerType": "StorageInitializer"}
     assert (
         "No storage initializer"
         in client.post(f"{BLUE}/getLogs", json=initializer).json()["content"]
     )
+
+
+RULE = {
+    "scaleType": "TargetUtilization",
+    "minInstances": 0,
+    "maxInstances": 3,
+    "pollingInterval": "PT5S",
+    "targetUtilizationPercentage": 60,
+}
+
+
+def test_a_rule_by_which_it_scales_comes_back_as_it_was_given(put: Put, home: House):
+    made = put(endpointComputeType="Kubernetes", scaleSettings=RULE).json()
+    assert made["properties"]["scaleSettings"] == RULE
+    assert made["properties"]["endpointComputeType"] == made["kind"] == "Kubernetes"
+    assert "processes of this server" in made["properties"]["properties"]["finery.warnings"]
+    blue = endpoints.get_deployment(home.store, "ep", "blue")
+    assert blue.spec.scaling == Scaling(least=0, most=3, target=60, polling=5)
+
+
+@pytest.mark.parametrize(
+    "changed, target",
+    [
+        ({"minInstances": -1}, "minInstances"),
+        ({"minInstances": 4}, "maxInstances"),
+        ({"maxInstances": 0}, "maxInstances"),
+        ({"maxInstances": 10**9}, "maxInstances"),
+        ({"targetUtilizationPercentage": 101}, "targetUtilizationPercentage"),
+        ({"pollingInterval": "PT0S"}, "pollingInterval"),
+        ({"pollingInterval": "often"}, "pollingInterval"),
+    ],
+)
+def test_a_rule_that_makes_no_sense_is_refused_by_its_field(
+    put: Put, changed: dict[str, Any], target: str
+):
+    assert error(put(scaleSettings=RULE | changed))[0] == f"scaleSettings.{target}"
+
+
+def test_traffic_goes_back_in_one_call_to_what_it_was(put: Put, client: TestClient, home: House):
+    put()
+    for traffic in ({"blue": 100}, {"blue": 0}):
+        client.patch(ENDPOINT, json={"properties": {"traffic": traffic}})
+    back = client.post(f"{ENDPOINT}/rollback")
+    assert (back.status_code, back.json()["properties"]["traffic"]) == (200, {"blue": 100})
+    assert client.post(f"{ENDPOINT}/rollback").json()["properties"]["traffic"] == {"blue": 0}
+
+
+def test_a_deployment_goes_back_in_one_call_to_what_it_ran(
+    put: Put, client: TestClient, home: House
+):
+    put()
+    assert "nothing to go back to" in error(client.post(f"{BLUE}/rollback"), 409)[1]
+    ready(home)
+    put(environmentVariables={"A": "new"})
+    ready(home)
+    back = client.post(f"{BLUE}/rollback")
+    assert back.json()["properties"]["environmentVariables"] == {"A": "b"}
+    assert back.json()["properties"]["provisioningState"] == "Updating"
+    assert "azure-asyncoperation" in back.headers
 
 
 def test_a_deployment_says_how_it_may_be_scaled(put: Put, client: TestClient):

@@ -18,13 +18,12 @@ from finery.core.endpoints import Deployment, Endpoint
 from finery.core.errors import Failure, Invalid, NotFound, NotSupported
 from finery.core.serving import Probe, Serving
 from finery.core.workspaces import Caller, Workspace
-from finery.doors.azureml import durations, operations, references, wire
+from finery.doors.azureml import durations, operations, references, scales, wire
 from finery.doors.http import House
 
 Body = Annotated[dict[str, Any], fastapi.Body()]
 
 PATH = f"{wire.WORKSPACE}/onlineEndpoints/{{endpoint}}/deployments"
-LOG_BYTES = 1 << 20  # as much of an instance's log as is looked at for its last lines
 MOST_INSTANCES = 64
 _TOP = ("id", "name", "type", "systemData", "location", "tags", "properties", "identity", "kind")
 _FIELDS = (
@@ -42,6 +41,11 @@ _FIELDS = (
     "properties",
     "provisioningState",  # only ever answered
 )
+# On Kubernetes the SDK lets a deployment scale with its load; here both kinds are processes.
+_KINDS = {"managed": "Managed", "kubernetes": "Kubernetes"}
+_KIND_WARNINGS = {
+    "kubernetes": ("no Kubernetes is asked: its instances are processes of this server",)
+}
 _OURS = "finery."  # properties that we answer
 _ECHOED = ("appInsightsEnabled", "egressPublicNetworkAccess", "privateNetworkConnection")
 
@@ -108,6 +112,13 @@ def add(routes: APIRouter, house: House) -> None:
         found = endpoints.get_deployment(house.store, endpoint.name, name)
         return wire.answer({"content": _log(house, found, body)})
 
+    @routes.post(f"{one}/rollback")  # ours: Azure has no word for it
+    def rollback(request: Request, name: str, caller: Caller = need) -> Response:
+        workspace, endpoint = there(request, caller)
+        made = endpoints.rollback_deployment(house.store, endpoint.name, name)
+        house.wake()
+        return operations.started(request, deployment_out(workspace, made), "put", status=200)
+
     @routes.get(f"{one}/skus")
     def skus(request: Request, name: str, caller: Caller = need) -> Response:
         _, endpoint = there(request, caller)
@@ -130,10 +141,10 @@ def deployment_in(
     """Return the deployment that a PUT asks for.  Raises where it could not work."""
     wire.refuse_unknown(body, (*_TOP, "sku"), "deployment")
     props = wire.properties(body, "deployment")
-    compute = str(props.get("endpointComputeType") or "Managed")
-    if compute.lower() != "managed":
+    kind = str(props.get("endpointComputeType") or "Managed")
+    if kind.lower() not in _KINDS:
         raise NotSupported(
-            f"deployments on {compute} are not supported here", target="endpointComputeType"
+            f"deployments on {kind} are not supported here", target="endpointComputeType"
         )
     wire.refuse_unknown(props, (*_FIELDS, *_ECHOED), "deployment")
     spec = _serving_in(house, workspace, props, _instances_in(body))
@@ -147,9 +158,11 @@ def deployment_in(
         description=str(props.get("description") or ""),
         tags=wire.texts(body.get("tags"), "tags"),
         properties={key: text for key, text in told.items() if not key.startswith(_OURS)},
-        warnings=_warnings(house, spec),
+        warnings=[*_warnings(house, spec), *_KIND_WARNINGS.get(kind.lower(), ())],
         created_by=by,
-        extras=wire.keep(props, _ECHOED) | wire.keep(body, ("identity",)),
+        extras=wire.keep(props, _ECHOED)
+        | wire.keep(body, ("identity",))
+        | {"compute": _KINDS[kind.lower()]},
     )
 
 
@@ -163,7 +176,7 @@ def deployment_out(workspace: Workspace, deployment: Deployment) -> dict[str, An
         "name": deployment.name,
         "type": f"{wire.PROVIDER}/workspaces/onlineEndpoints/deployments",
         "location": wire.LOCATION,
-        "kind": "Managed",
+        "kind": _kind(deployment),
         "tags": deployment.tags,
         "sku": {"name": "Default", "tier": "Standard", "capacity": spec.instances},
         "identity": deployment.extras.get("identity"),
@@ -176,7 +189,7 @@ def deployment_out(workspace: Workspace, deployment: Deployment) -> dict[str, An
             "appInsightsEnabled": False,
             "egressPublicNetworkAccess": "Enabled",
             **{name: deployment.extras[name] for name in _ECHOED if name in deployment.extras},
-            "endpointComputeType": "Managed",
+            "endpointComputeType": _kind(deployment),
             "provisioningState": wire.DEPLOYMENT[deployment.status],
             "description": deployment.description or None,
             "properties": _properties_out(deployment),
@@ -185,7 +198,7 @@ def deployment_out(workspace: Workspace, deployment: Deployment) -> dict[str, An
             "environmentId": _id(workspace, spec.environment),
             "environmentVariables": spec.env,
             "instanceType": spec.size or None,
-            "scaleSettings": {"scaleType": "Default"},
+            "scaleSettings": scales.rule_out(spec.scaling),
             "requestSettings": _requests_out(spec),
             "livenessProbe": _probe_out(spec.liveness),
             "readinessProbe": _probe_out(spec.readiness),
@@ -201,13 +214,6 @@ def _serving_in(
     known = ("maxConcurrentRequestsPerInstance", "requestTimeout", "maxQueueWait")
     wire.refuse_unknown(code, ("codeId", "scoringScript"), "codeConfiguration")
     wire.refuse_unknown(requests, known, "requestSettings")
-    scaled = wire.mapping(props.get("scaleSettings"), "scaleSettings")
-    scale = str(scaled.get("scaleType") or "Default")
-    if scale.lower() not in ("default", "manual"):
-        raise NotSupported(
-            f"scale settings of type {scale!r} are not supported here: set the number of instances",
-            target="scaleSettings",
-        )
     return Serving(
         model=_ref(house, workspace, props.get("model"), "model", "model"),
         code=_ref(house, workspace, code.get("codeId"), "code", "codeConfiguration.codeId"),
@@ -225,6 +231,7 @@ def _serving_in(
         max_queue_wait_ms=_ms(requests.get("maxQueueWait"), 500, "maxQueueWait"),
         liveness=_probe_in(props.get("livenessProbe"), "livenessProbe"),
         readiness=_probe_in(props.get("readinessProbe"), "readinessProbe"),
+        scaling=scales.rule_in(props.get("scaleSettings"), most=MOST_INSTANCES),
     )
 
 
@@ -312,17 +319,7 @@ def _log(house: House, deployment: Deployment, body: Mapping[str, Any]) -> str:
     container = str(body.get("containerType") or "InferenceServer")
     if container.lower() == "storageinitializer":
         return "No storage initializer runs here: models and code are used where they lie.\n"
-    most = _whole(body.get("tail"), 100, "tail", least=1)
-    parts = []
-    for instance in range(deployment.spec.instances):
-        text = house.log(deployment.process(instance), -LOG_BYTES).decode(errors="replace")
-        lines = text.splitlines()[-most:]
-        if deployment.spec.instances > 1:
-            lines.insert(0, f"Instance {instance}:")
-        parts += lines
-    if deployment.error:
-        parts.append(f"The deployment failed: {deployment.error['message']}")
-    return "\n".join(parts) + "\n"
+    return house.instance_logs(deployment, _whole(body.get("tail"), 100, "tail", least=1))
 
 
 def _endpoint(house: House, workspace: Workspace, name: str) -> Endpoint:
@@ -345,6 +342,10 @@ def _ref(house: House, workspace: Workspace, text: Any, kind: str, field: str) -
         raise Invalid(f"{field}: {exc}", target=field) from exc
 
 
+def _kind(deployment: Deployment) -> str:
+    return str(deployment.extras.get("compute") or "Managed")
+
+
 def _id(workspace: Workspace, ref: str) -> str | None:
     return references.uri_out(workspace, ref) if ref else None
 
@@ -361,6 +362,8 @@ def _properties_out(deployment: Deployment) -> dict[str, str]:
     found = dict(deployment.properties)
     if deployment.warnings:
         found["finery.warnings"] = "\n".join(deployment.warnings)
+    if deployment.spec.scaling:
+        found["finery.instances"] = str(deployment.count)  # that its load asks for now
     if deployment.error:
         found["finery.error"] = deployment.error["message"]
     return found

@@ -106,6 +106,13 @@ def router(house: House) -> APIRouter:
         endpoints.regenerate(house.store, name, which, value)
         return Response(status_code=200)
 
+    @routes.post(f"{one}/rollback")  # ours: Azure has no word for it
+    def rollback(request: Request, name: str, caller: Caller = need) -> Response:
+        workspace = wire.room(house, request, caller)
+        find(house, workspace, name)
+        back = endpoints.rollback(house.store, name)
+        return wire.answer(endpoint_out(house, workspace, back))
+
     @routes.post(f"{one}/token")
     def token(request: Request, name: str, caller: Caller = need) -> Response:
         endpoint = find(house, wire.room(house, request, caller), name)
@@ -196,7 +203,8 @@ def _put(house: House, workspace: Workspace, wanted: Endpoint) -> Response:
         if old is None or old.workspace != workspace.id:
             made = endpoints.create(house.store, wanted)
             return wire.answer(endpoint_out(house, workspace, made), status=201)
-        kept = replace(wanted, keys=old.keys, created_at=old.created_at, created_by=old.created_by)
+        same = {name: getattr(old, name) for name in ("keys", "created_at", "created_by", "before")}
+        kept = replace(wanted, **same)
         made = endpoints.update(house.store, kept)
     return wire.answer(endpoint_out(house, workspace, made))
 
