@@ -18,12 +18,11 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-from finery.engines import explaining, interpreters, keeper, requirements, sharing
+from finery.core.errors import Unavailable
+from finery.engines import explaining, images, interpreters, keeper, requirements, sharing
 from finery.engines.wanted import Wanted
 
 READY = "ready.json"
-# What the scoring host imports; ours are shared where the Python is the same.
-HOST = ("uvicorn", "httptools", "uvloop", "orjson", "werkzeug")
 _PACKAGE = Path(__file__).parents[1]  # of Finery itself
 
 
@@ -47,25 +46,64 @@ def main() -> None:
 def build(wanted: Wanted, folder: Path) -> None:
     """Make the environment.  Raises what `explaining.cause` can explain."""
     shutil.rmtree(folder, ignore_errors=True)
-    warnings = [*wanted.warnings]
     for note in wanted.notes:
         say(note)
+    if wanted.client:
+        ready = images.build(wanted, folder, say=say, run=run)
+    elif wanted.by_conda:
+        ready = by_conda(wanted, folder)
+    else:
+        ready = by_uv(wanted, folder)
+    for warning in ready["warnings"]:
+        say(f"warning: {warning}")
+    keeper.record(str(folder), READY, ready, durable=True)
+    say("ready")
+
+
+def by_uv(wanted: Wanted, folder: Path) -> dict[str, Any]:
+    """Make an environment of packages of the index; return what ready.json says."""
     chosen = interpreters.choose(wanted.python, serving=wanted.serving, say=say)
-    warnings += chosen.warnings
     say(f"Python {chosen.version} in an environment of its own")
-    uv("venv", "--quiet", "--python", str(chosen.path), str(folder))
+    run(interpreters.uv(), "venv", "--quiet", "--python", str(chosen.path), str(folder))
     steps = [[*step] for step in wanted.steps]
     shared = _shared(wanted, folder, steps, same=chosen.same)
     if wanted.serving:
-        steps = [*steps[:-1], [*(steps[-1] if steps else ()), *HOST]]
-    for step in steps:
-        install(step, folder, Path(wanted.folder or folder), torch="torch" in shared)
-    warnings += _settle(wanted, folder, shared)
-    for warning in warnings:
-        say(f"warning: {warning}")
-    ready = {"warnings": warnings, "variables": wanted.variables, "python": chosen.version}
-    keeper.record(str(folder), READY, ready, durable=True)
-    say("ready")
+        steps = [*steps[:-1], [*(steps[-1] if steps else ()), *images.HOST]]
+    try:
+        for step in steps:
+            install(step, folder, Path(wanted.folder or folder), torch="torch" in shared)
+    except explaining.Ended as ended:
+        if not wanted.conda or "not found in the package registry" not in ended.said:
+            raise
+        if not interpreters.conda():
+            hint = "a package that only conda has needs conda or micromamba on this machine"
+            raise explaining.Ended(ended.said, hint) from None
+        say("the package index does not have all of it: once more, with conda")
+        return by_conda(wanted, folder)
+    _settle(wanted, folder, shared)
+    _let_host_in(wanted, folder)
+    warnings = [*wanted.warnings, *chosen.warnings]
+    return {"warnings": warnings, "variables": wanted.variables, "python": "bin/python"}
+
+
+def by_conda(wanted: Wanted, folder: Path) -> dict[str, Any]:
+    """Make an environment with the conda program of this machine."""
+    shutil.rmtree(folder, ignore_errors=True)
+    program = interpreters.conda()
+    if program is None:
+        raise Unavailable("conda or micromamba was here when it was asked for, and is gone")
+    given = folder.with_name(f"{folder.name}.conda.yml")
+    given.write_text(wanted.conda)
+    create = ["create", "--yes"] if Path(program).name == "micromamba" else ["env", "create"]
+    try:
+        run(program, *create, "--prefix", str(folder), "--file", str(given))
+    finally:
+        given.unlink()
+    if wanted.serving:
+        words = ("pip", "install", "--python", str(folder / "bin" / "python"), *images.HOST)
+        run(interpreters.uv(), *words)
+    _let_host_in(wanted, folder)
+    return {"warnings": [*wanted.warnings], "variables": {}, "python": "bin/python"}
 
 
 def install(lines: list[str], folder: Path, inside: Path, *, torch: bool) -> None:
@@ -79,18 +117,18 @@ def install(lines: list[str], folder: Path, inside: Path, *, torch: bool) -> Non
         words += ["--constraint", str(kept)]
     say("installing " + ", ".join(line for line in lines if not line.startswith("-"))[:2000])
     try:
-        uv(*words, cwd=inside)
+        run(interpreters.uv(), *words, cwd=inside)
     except explaining.Ended as ended:
         if not torch or not explaining.concerns(ended.said, "torch"):
             raise
         say("it does not go with the PyTorch that is here: once more, with one of its own")
-        uv(*words[:-2], *interpreters.torch_backend(), cwd=inside)
+        run(interpreters.uv(), *words[:-2], *interpreters.torch_backend(), cwd=inside)
 
 
-def uv(*words: str, cwd: Path | None = None) -> None:
-    """Run uv, its words in the log.  Raises `Ended` with them where it fails."""
+def run(*words: str, cwd: Path | None = None) -> None:
+    """Run a program, its words in the log.  Raises `Ended` with them where it fails."""
     ran = subprocess.Popen(
-        [interpreters.uv(), *words],
+        words,
         cwd=cwd,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -124,27 +162,30 @@ def _shared(wanted: Wanted, folder: Path, steps: list[list[str]], *, same: bool)
         if interpreters.fits(ours.get("torch"), asked.get("torch", "torch")):
             names |= {one for one in ours if sharing.WITH_TORCH.fullmatch(one)}
         if wanted.serving:
-            names |= sharing.closure(HOST, ours) - {*asked}
+            names |= sharing.closure(images.HOST, ours) - {*asked}
     return {*sharing.share(folder, sorted(names))}
 
 
-def _settle(wanted: Wanted, folder: Path, shared: set[str]) -> list[str]:
-    """What is to be done when all is installed: drop what nobody asked for, let the host in."""
-    if "torch" in shared and not wanted.on_ours:
-        there = sharing.packages(sharing.site(folder))
-        asked = [line for step in wanted.steps for line in step if requirements.name(line)]
-        reached = sharing.closure([*asked, *({*there} - shared)], there)
-        if "torch" not in reached:
-            extra = sorted(one for one in there if sharing.WITH_TORCH.fullmatch(one))
-            uv("pip", "uninstall", "--quiet", "--python", str(folder), *extra)
-        else:
-            say("PyTorch is the one that is here already: nothing of it was downloaded")
+def _settle(wanted: Wanted, folder: Path, shared: set[str]) -> None:
+    """Drop the PyTorch that was there to begin with, where in the end nothing needs it."""
+    if "torch" not in shared or wanted.on_ours:
+        return
+    there = sharing.packages(sharing.site(folder))
+    asked = [line for step in wanted.steps for line in step if requirements.name(line)]
+    if "torch" in sharing.closure([*asked, *({*there} - shared)], there):
+        say("PyTorch is the one that is here already: nothing of it was downloaded")
+        return
+    extra = sorted(one for one in there if sharing.WITH_TORCH.fullmatch(one))
+    run(interpreters.uv(), "pip", "uninstall", "--quiet", "--python", str(folder), *extra)
+
+
+def _let_host_in(wanted: Wanted, folder: Path) -> None:
+    """Have the scoring host, and nothing else of ours, importable where it is to run."""
     if wanted.serving:
         host = folder / "host"
         host.mkdir()
         (host / "finery").symlink_to(_PACKAGE)
         (sharing.site(folder) / "finery-host.pth").write_text(f"{host}\n")
-    return []
 
 
 def _stopped(number: int, frame: Any) -> NoReturn:

@@ -72,6 +72,7 @@ class Read:
     variables: dict[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    by_conda: bool = False  # it names what only conda has
 
 
 def read(text: str) -> Read:
@@ -91,6 +92,7 @@ def read(text: str) -> Read:
         variables=_variables(document.get("variables")),
         warnings=(*warnings, *found.warnings),
         notes=(*found.notes, *lines.notes),
+        by_conda=found.by_conda,
     )
 
 
@@ -119,6 +121,7 @@ def of(specs: list[str]) -> Read:
         servers.lines,
         warnings=tuple(warnings),
         notes=(*notes, *servers.notes),
+        by_conda=bool(warnings),
     )
 
 

@@ -27,7 +27,7 @@ from typing import Any
 from finery.core.assets import Asset
 from finery.core.compute import Engine, Process, Runtime
 from finery.core.errors import Failure, Invalid, NotSupported, Unavailable
-from finery.engines import building, sharing, wanted
+from finery.engines import building, containers, interpreters, sharing, wanted
 from finery.engines.wanted import Locate, Wanted
 
 OWN = Runtime(python=sys.executable, own=True)
@@ -35,9 +35,13 @@ MOST_BUILDS = 2  # at once
 MOST_KNOWN = 2000  # wishes that are remembered
 LONGEST = 3600.0  # seconds that a build may take
 IGNORED = 30.0  # seconds after which a build that nobody asks for is stopped
+LOOK_AGAIN = 30.0  # seconds after which a container engine is looked for anew
 _BUILDER = 1  # of what is built, when that changes
-# What of the server's environment tells pip and uv where packages come from.
-_INDEXES = re.compile(r"UV_.*|PIP_(INDEX_URL|EXTRA_INDEX_URL|FIND_LINKS|NO_INDEX|CERT)|PYENV_ROOT")
+# What of the server's environment tells a builder where packages and engines are.
+_TOLD = re.compile(
+    r"UV_.*|PIP_(INDEX_URL|EXTRA_INDEX_URL|FIND_LINKS|NO_INDEX|CERT)|PYENV_ROOT|MAMBA_.*|CONDA_.*|"
+    + containers.CLIENT.pattern
+)
 _AS_UV = {
     "PIP_INDEX_URL": "UV_INDEX_URL",
     "PIP_EXTRA_INDEX_URL": "UV_EXTRA_INDEX_URL",
@@ -64,7 +68,9 @@ class Environments:
         self.home = home.absolute() / "environments"
         self.engine, self.locate, self.strict = engine, locate, strict
         self._surroundings = dict(os.environ if surroundings is None else surroundings)
-        self._wishes: dict[tuple[str, str, bool], tuple[Wanted, str]] = {}
+        self._wishes: dict[tuple[str, bool, str], tuple[Wanted, str]] = {}
+        self._engine_client = ""
+        self._look_at = 0.0  # when to look for a container engine again
         self._ready: dict[str, Runtime] = {}
         self._asked: dict[str, float] = {}  # builds that run -> when they were last asked for
         self._lock = threading.RLock()
@@ -75,19 +81,31 @@ class Environments:
         if environment is None or environment.spec.get("kind") == "curated":
             return OWN
         with self._lock:
-            wish, key = self._wish(environment, serving)
+            wish, key = self._wish(environment, serving, self._client(environment))
             if wish.ours:
                 return replace(OWN, warnings=wish.warnings)
             if found := self._found(key):
                 return found
             return self._step(environment, wish, key, log)
 
-    def _wish(self, environment: Asset, serving: bool) -> tuple[Wanted, str]:
+    def _client(self, environment: Asset) -> str:
+        """Return the client of a container engine that runs, where that matters; asked rarely."""
+        if not environment.spec.get("image") and environment.spec.get("kind") != "build":
+            return ""
+        if time.monotonic() > self._look_at:
+            self._engine_client = containers.find(self._surroundings) or ""
+            self._look_at = time.monotonic() + LOOK_AGAIN
+        return self._engine_client
+
+    def _wish(self, environment: Asset, serving: bool, client: str) -> tuple[Wanted, str]:
         """Read what is asked for, once: a version of an environment never changes."""
-        known = (environment.scope, environment.ref, serving)
+        known = (environment.ref, serving, client)
         if known not in self._wishes:
             try:
-                wish = wanted.of(environment, self.locate, serving=serving)
+                here = bool(interpreters.conda())
+                wish = wanted.of(
+                    environment, self.locate, serving=serving, client=client, conda_here=here
+                )
             except Failure as exc:
                 raise type(exc)(
                     f"the environment {environment.name!r}: {exc}", target="environment"
@@ -111,8 +129,10 @@ class Environments:
             return None
         if key not in self._ready:
             said = _read(folder / building.READY)
+            image = said.get("image", "")
             self._ready[key] = Runtime(
-                python=str(folder / "bin" / "python"),
+                python=said["python"] if image else str(folder / said["python"]),
+                image=image,
                 warnings=tuple(said["warnings"]),
                 variables=said["variables"],
             )
@@ -158,7 +178,7 @@ class Environments:
                 command=[sys.executable, "-m", building.__name__, str(given), str(self.home / key)],
                 cwd=self.home,
                 log=self._log(key),
-                env=_indexes(self._surroundings),
+                env=_told(self._surroundings),
                 timeout=LONGEST,
             )
         )
@@ -213,9 +233,9 @@ def _about(wish: Wanted) -> list[str]:
     return about
 
 
-def _indexes(surroundings: Mapping[str, str]) -> dict[str, str]:
+def _told(surroundings: Mapping[str, str]) -> dict[str, str]:
     """Return what tells uv where packages come from: its own words, and pip's as its own."""
-    found = {name: value for name, value in surroundings.items() if _INDEXES.fullmatch(name)}
+    found = {name: value for name, value in surroundings.items() if _TOLD.fullmatch(name)}
     for name, same in _AS_UV.items():
         if name in found:
             found.setdefault(same, found[name].replace(" ", "," if "FIND" in name else " "))

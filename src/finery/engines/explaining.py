@@ -21,9 +21,9 @@ _NOT_THEIRS = re.compile(
 class Ended(Exception):
     """A program ended with a failure; `said` is the end of what it wrote."""
 
-    def __init__(self, said: str, what: str = "") -> None:
-        super().__init__(what or "the installation failed")
-        self.said = said
+    def __init__(self, said: str, hint: str = "") -> None:
+        super().__init__(said)
+        self.said, self.hint = said, f"({hint})" if hint else ""
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,10 @@ def cause(error: Exception) -> Cause:
     """Return what to tell who waits."""
     match error:
         case Ended():
-            said = lines(error.said)
-            return Cause(said[:_LONGEST] or str(error), not _NOT_THEIRS.search(said))
+            said = " ".join(filter(None, [dockers(error.said) or lines(error.said), error.hint]))
+            return Cause(
+                said[-_LONGEST:] or "it ended without a word", not _NOT_THEIRS.search(said)
+            )
         case Unavailable():
             return Cause(str(error), False)
         case Failure():
@@ -60,3 +62,18 @@ def lines(said: str) -> str:
 def concerns(said: str, package: str) -> bool:
     """Say whether a resolver's explanation is about a package."""
     return bool(re.search(rf"\b{re.escape(package)}(?![\w-])", lines(said)))
+
+
+def dockers(said: str) -> str:
+    """Return what Docker's builder says of the line that failed; empty for other programs."""
+    marked = re.findall(r"^\s*\d+ \| >>> (.*)$", said, re.MULTILINE)
+    stepped = re.findall(r"^(?:STEP|Step) \d+/\d+ ?: (.*)$", said, re.MULTILINE)
+    at = re.search(r"^(\S*[Dd]ockerfile\S*):(\d+)$", said, re.MULTILINE)
+    if not marked and not (stepped and re.search(r"non-zero code|Error: building at", said)):
+        return ""
+    line = " ".join(marked) if marked else stepped[-1]
+    where = f"{at.group(1)} line {at.group(2)}: " if at else ""
+    shown = re.findall(r"^(?:#\d+ )?\s*\d+\.\d+ (.*)$", said, re.MULTILINE)
+    wrote = [one.strip() for one in (shown or said.splitlines()) if one.strip()]
+    last = " ".join(wrote[-4:] if shown else wrote[-5:-1])
+    return f"{where}{line} failed: {last}"

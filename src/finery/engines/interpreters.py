@@ -24,6 +24,7 @@ from finery.core.errors import Invalid
 
 OURS = ".".join(str(part) for part in sys.version_info[:3])
 OLDEST_HOST = Version("3.10")  # the scoring host is written for this Python and later ones
+CONDA = ("micromamba", "mamba", "conda")  # the fastest first
 _MINORS = [f"3.{minor}" for minor in range(15, 6, -1)]
 
 
@@ -42,6 +43,11 @@ def uv() -> str:
     if found is None:
         raise Invalid("uv is not installed, and builds environments: pip install uv")
     return found
+
+
+def conda() -> str | None:
+    """Return where a program is that makes conda environments; None where none is."""
+    return next((found for name in CONDA if (found := shutil.which(name))), None)
 
 
 def choose(asked: str, *, serving: bool, say: Callable[[str], None]) -> Chosen:

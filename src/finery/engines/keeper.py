@@ -303,6 +303,8 @@ class Keeper:
         """Clear up what the ranks left, then write down the end."""
         self.dismiss_guard()
         self.clear()
+        if self.asked.get("after"):
+            run_after(self.asked["after"], self.asked["env"])
         if self.group:
             if not self.reason and limits.ran_out(self.group):
                 self.reason = f"used more than its {self.asked['memory'] >> 20} MiB of memory"
@@ -327,6 +329,24 @@ class Keeper:
 
 def execute(asked: dict[str, Any], env: dict[str, str]) -> NoReturn:
     os.execvpe(asked["command"][0], asked["command"], env)
+
+
+def run_after(command: list[str], env: dict[str, str], *, seconds: float = 30.0) -> None:
+    """Run what is to be run when all has ended: it takes a container away, whoever died."""
+    nothing = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDWR, 0)
+    actions = [nothing, (os.POSIX_SPAWN_DUP2, 0, 1), (os.POSIX_SPAWN_DUP2, 0, 2)]
+    try:
+        pid = os.posix_spawn(command[0], command, env, file_actions=actions, setsigmask=[])
+    except OSError as error:
+        print(f"cannot run {command[0]}: {error}", file=sys.stderr, flush=True)
+        return
+    patience = time.monotonic() + seconds
+    while not os.waitpid(pid, os.WNOHANG)[0]:
+        if time.monotonic() > patience:
+            proc.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            return
+        time.sleep(0.02)
 
 
 def record(directory: str, name: str, what: object, *, durable: bool = False) -> None:

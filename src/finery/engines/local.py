@@ -29,7 +29,7 @@ from typing import Any
 
 from finery.core.compute import Capacity, Process, Report
 from finery.core.errors import Invalid, Unavailable
-from finery.engines import keeper, leftovers, limits, machine, proc, warm
+from finery.engines import containers, keeper, leftovers, limits, machine, proc, warm
 
 PATIENCE = 5.0  # seconds until a keeper that has not begun is given up and another sent
 ALLOWED = re.compile(
@@ -39,6 +39,8 @@ ALLOWED = re.compile(
     "|HF_.*|TRANSFORMERS_.*|TORCH_.*|PYTORCH_.*|CUDA.*|NVIDIA_.*|NCCL_.*|OMP_.*|MKL_.*"
     "|TOKENIZERS_PARALLELISM"
 )
+# Of what a process of this machine is given, what means the same in a container.
+INSIDE = re.compile("CUDA_VISIBLE_DEVICES|OMP_.*|(HF|TRANSFORMERS)_(?!.*(HOME|CACHE|PATH)$).*")
 LAUNCH = (
     "import sys; sys.path.append(sys.argv.pop(1)); from finery.engines import keeper; keeper.main()"
 )
@@ -176,11 +178,14 @@ class LocalEngine:
         directory.mkdir(exist_ok=True, mode=0o700)
         keeper.sync(str(self.home))
         process.log.parent.mkdir(parents=True, exist_ok=True)
+        env = self._environment(process, directory)
+        inside = self._container(process, directory, env)
         asked = {
-            "command": process.command,
+            "command": inside.command if inside else process.command,
+            "after": inside.after if inside else [],
             "cwd": str(process.cwd.absolute()),
             "logs": [str(process.rank_log(rank).absolute()) for rank in range(process.ranks)],
-            "env": self._environment(process, directory),
+            "env": base(self._surroundings) | inside.env if inside else env,
             "ranks": process.ranks,
             "cpus": process.cpus,
             "memory": process.memory,
@@ -188,17 +193,28 @@ class LocalEngine:
             "grace": self.grace if process.grace is None else process.grace,
             "name": f"finery-{secrets.token_hex(4)}",
         }
-        part = directory / f"process.{secrets.token_hex(4)}.part"
-        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            json.dump(asked, file)
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            os.link(part, wanted)
-        except FileExistsError:
-            pass
-        finally:
-            part.unlink()
+        if inside:
+            _put(directory / "container.env", inside.file)
+        _put(wanted, json.dumps(asked))
+
+    def _container(
+        self, process: Process, directory: Path, env: dict[str, str]
+    ) -> containers.Container | None:
+        """Return how the process runs in its image; None for one of this machine."""
+        if not process.image:
+            return None
+        # A container numbers the devices that it is given anew, and has paths of its own.
+        env |= {"CUDA_VISIBLE_DEVICES": ",".join(str(n) for n in range(len(process.gpus)))}
+        kept = {name: env[name] for name in env if not ALLOWED.fullmatch(name)}
+        kept |= {name: env[name] for name in env if INSIDE.fullmatch(name)} | process.env
+        return containers.enclose(
+            process,
+            home=self.home.parent,
+            directory=directory,
+            variables={"HOME": "/tmp", **kept},  # which anyone may write
+            devices=[self._devices[gpu] for gpu in process.gpus],
+            surroundings=self._surroundings,
+        )
 
     def _environment(self, process: Process, directory: Path) -> dict[str, str]:
         env = base(self._surroundings)
@@ -272,6 +288,21 @@ def base(surroundings: Mapping[str, str]) -> dict[str, str]:
     return env | {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1"}
 
 
+def _put(path: Path, text: str) -> None:
+    """Write a file whole, once: one that is there stays as it is."""
+    part = path.with_name(f"{path.stem}.{secrets.token_hex(4)}.part")
+    with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    try:
+        os.link(part, path)
+    except FileExistsError:
+        pass
+    finally:
+        part.unlink()
+
+
 def _read(path: Path) -> Any:
     """What a JSON file says; None where it is not there, or not whole."""
     try:
@@ -328,6 +359,9 @@ def _bury(directory: Path) -> dict[str, Any]:
         held = _read(directory / "limits.json")
         if held and held["group"]:
             limits.dissolve(held["group"])
+    asked = _read(directory / "process.json")
+    if asked and asked.get("after"):  # a container outlives its keeper, but not its process
+        keeper.run_after(asked["after"], asked["env"])
     end = {"code": None, "timed_out": False, "reason": reason, "at": time.time()}
     try:
         keeper.record(str(directory), "lost.json", end)

@@ -1,6 +1,6 @@
 """What an environment asks for, in our words: the same for a conda file, a Dockerfile, an image.
 
-`of` reads an environment's spec; the readers are `conda.py`, `dockerfile.py`
+`of` reads an environment's spec; its readers are `conda.py`, `dockerfile.py`
 and `requirements.py`.  Nothing is installed here (`building.py`), and nothing
 of what is read is executed.
 """
@@ -12,12 +12,12 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from finery.core.assets import Asset
 from finery.core.errors import Invalid
-from finery.engines import conda, dockerfile
+from finery.engines import conda, dockerfile, requirements
 
+_LARGE = 16 << 20  # bytes of a file
 Locate = Callable[[str, str], Path]  # (workspace, location) -> where its bytes are
 
 
@@ -29,8 +29,12 @@ class Wanted:
     # One installation after another, each the lines of a requirements file.
     steps: tuple[tuple[str, ...], ...] = ()
     on_ours: bool = False  # begin with a copy of our own packages
-    folder: str = ""  # files that the lines name are in here
-    conda: str = ""  # the conda file itself, for where a conda program is
+    folder: str = ""  # files that the lines name are in here; for a container, its context
+    conda: str = ""  # the conda file itself
+    by_conda: bool = False  # some of it only conda has
+    client: str = ""  # of the container engine that is to build it; empty: no container
+    image: str = ""  # to begin with, in a container
+    dockerfile: str = ""  # in the folder, for a container
     serving: bool = False  # with what the scoring host needs
     variables: dict[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()  # what is not honoured: shown on the job
@@ -45,20 +49,34 @@ class Wanted:
         """The name of what is built: equal wishes, equal names.  `about`: what else matters."""
         said = {**asdict(self), "about": about, "files": _digests(self)}
         text = json.dumps(said, sort_keys=True)
+        if self.folder:  # what is in it counts, and not where it is
+            text = text.replace(json.dumps(self.folder)[1:-1], ".")
         return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
-def of(environment: Asset, locate: Locate, *, serving: bool) -> Wanted:
-    """Return what an environment asks for where there is no container engine."""
+def of(
+    environment: Asset, locate: Locate, *, serving: bool, client: str = "", conda_here: bool = False
+) -> Wanted:
+    """Return what an environment asks for.
+
+    `client`: of a container engine that runs here; `conda_here`: whether a conda
+    program is.
+    """
     spec = environment.spec
+    image = str(spec.get("image") or "")
     match spec.get("kind"):
+        case "conda" if client and image:
+            wanted = Wanted(client=client, image=image, conda=str(spec["conda"]))
         case "conda":
-            wanted = _of_conda(spec)
+            wanted = _of_conda(str(spec["conda"]), image, conda_here)
         case "build":
             folder = locate(environment.scope, environment.location)
-            wanted = _of_context(folder, str(spec.get("dockerfile") or "Dockerfile"))
+            path = str(spec.get("dockerfile") or "Dockerfile")
+            wanted = _of_context(folder, path, client)
+        case "image" if client:
+            wanted = Wanted(client=client, image=image)
         case "image":
-            wanted = Wanted(on_ours=True, warnings=(_instead(str(spec.get("image"))),))
+            wanted = Wanted(on_ours=True, warnings=(_instead(image),))
         case kind:
             raise Invalid(
                 f"the environment {environment.name!r} is made from {kind or 'nothing'!r}: give "
@@ -68,22 +86,27 @@ def of(environment: Asset, locate: Locate, *, serving: bool) -> Wanted:
     return replace(wanted, serving=serving)
 
 
-def _of_conda(spec: dict[str, Any]) -> Wanted:
-    read = conda.read(str(spec["conda"]))
+def _of_conda(text: str, image: str, conda_here: bool) -> Wanted:
+    read = conda.read(text)
     notes = read.notes
-    if image := spec.get("image"):
+    if image:
         notes = (f"the image {image} is not used: the conda file says what is in it", *notes)
+    by_conda = conda_here and read.by_conda
     return Wanted(
         python=read.python,
         steps=(read.lines,) if read.lines else (),
-        conda=str(spec["conda"]),
+        conda=text,
+        by_conda=by_conda,
         variables=read.variables,
-        warnings=read.warnings,
+        warnings=() if by_conda else read.warnings,
         notes=notes,
     )
 
 
-def _of_context(folder: Path, path: str) -> Wanted:
+def _of_context(folder: Path, path: str, client: str) -> Wanted:
+    if client:
+        requirements.within(folder, path, base=folder, where="the build context")
+        return Wanted(client=client, folder=str(folder), dockerfile=path)
     read = dockerfile.read(folder, path)
     return Wanted(
         steps=read.steps,
@@ -103,11 +126,24 @@ def _instead(image: str) -> str:
 
 
 def _digests(wanted: Wanted) -> list[str]:
-    """The contents of the local files that the lines name."""
-    found = []
+    """What the local files say that the lines name; the whole context of a container."""
+    if not wanted.folder:
+        return []
+    named = [Path(wanted.folder)] if wanted.client else []
     for line in (line for step in wanted.steps for line in step):
-        path = Path(line.removeprefix("-e ").split("[")[0].strip())
-        if wanted.folder and path.is_relative_to(wanted.folder):
-            files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-            found += [f"{file}:{hashlib.sha256(file.read_bytes()).hexdigest()}" for file in files]
+        words = line.removeprefix("--constraint ").removeprefix("--find-links ")
+        path = Path(words.split("[")[0].strip("'\" "))
+        named += [path] if path.is_relative_to(wanted.folder) else []
+    found: list[str] = []
+    for path in named:
+        files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+        found += [f"{file.relative_to(wanted.folder)} {_digest(file)}" for file in files]
     return found
+
+
+def _digest(file: Path) -> str:
+    """What a file says; of a large one only its size and date, since this is asked in a hurry."""
+    told = file.stat()
+    if told.st_size > _LARGE:
+        return f"{told.st_size} {told.st_mtime_ns}"
+    return hashlib.sha256(file.read_bytes()).hexdigest()
