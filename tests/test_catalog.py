@@ -36,9 +36,16 @@ ENVIRONMENTS = {
 }
 SIZES = yaml.safe_load((CATALOG / "sizes.yaml").read_text())["sizes"]
 PIPELINE = COMPONENTS["chat_completion_pipeline"]
-STEPS = [name for name in COMPONENTS if name != "chat_completion_pipeline"]
+SEEING = COMPONENTS["visual_question_answering_pipeline"]
+PIPELINES = {"chat-completion": PIPELINE, "visual-question-answering": SEEING}
+STEPS = [name for name, one in COMPONENTS.items() if one["type"] == "command"]
 PHI = MODELS["Phi-3-mini-4k-instruct"]
 TINY = {**PHI, **PHI["x-tiny"]}
+CARDS = {
+    f"{name} {kind}": card
+    for name, full in MODELS.items()
+    for kind, card in (("full", full), ("tiny", {**full, **full["x-tiny"]}))
+}
 YES = ["true", "false"]
 
 # name, type, default, and the limit (enum as a list, min as a number, mode as a word), for all of
@@ -159,19 +166,43 @@ def test_the_pipeline_has_both_outputs_and_the_steps_of_upstream_in_order() -> N
     ]
 
 
-def test_every_binding_of_the_pipeline_leads_to_something_of_the_same_kind() -> None:
-    for step, node in PIPELINE["jobs"].items():
+def test_the_picture_pipeline_has_the_inputs_of_the_chat_one_where_they_mean_something() -> None:
+    own = {
+        *("data_folder_path", "image_key", "question_key", "answers_key", "task_prompt"),
+        *("max_answer_length", "freeze_vision_tower", "warmup_ratio", "num_beams"),
+        *("max_eval_rows", "max_test_rows"),
+    }
+    gone = {
+        *("finetune_config_path", "trust_remote_code", "pad_to_max_length", "max_seq_length"),
+        *("eval_accumulation_steps", "apply_ort", "evaluation_config", "evaluation_config_params"),
+    }
+    assert set(SEEING["inputs"]) - set(PIPELINE["inputs"]) == own
+    assert set(PIPELINE["inputs"]) - set(SEEING["inputs"]) == gone
+    for name in set(SEEING["inputs"]) & set(PIPELINE["inputs"]):
+        for word in ("type", "default", "min"):
+            if name != "task_name":
+                assert SEEING["inputs"][name].get(word) == PIPELINE["inputs"][name].get(word), name
+    assert SEEING["outputs"].keys() - PIPELINE["outputs"].keys() == {"evaluation_result"}
+    assert [step.removeprefix("visual_question_answering_") for step in SEEING["jobs"]] == [
+        *("model_import", "datapreprocess", "finetune", "model_converter", "model_evaluation")
+    ]
+
+
+@pytest.mark.parametrize("task", PIPELINES)
+def test_every_binding_of_a_pipeline_leads_to_something_of_the_same_kind(task: str) -> None:
+    pipeline = PIPELINES[task]
+    for step, node in pipeline["jobs"].items():
         component = _component(node)
         for name, value in node["inputs"].items():
             assert name in component["inputs"], f"{step} has no input {name}"
             here = component["inputs"][name]
             if parent := re.fullmatch(r"\$\{\{parent\.inputs\.(\w+)}}", str(value)):
-                there = PIPELINE["inputs"][parent[1]]
+                there = pipeline["inputs"][parent[1]]
                 assert there["type"] == here["type"], f"{step}.{name}"
                 # What the pipeline leaves out, the step must be able to do without.
                 assert here.get("optional") or not there.get("optional"), f"{step}.{name}"
             elif other := re.fullmatch(r"\$\{\{parent\.jobs\.(\w+)\.outputs\.(\w+)}}", str(value)):
-                made = _component(PIPELINE["jobs"][other[1]])["outputs"][other[2]]
+                made = _component(pipeline["jobs"][other[1]])["outputs"][other[2]]
                 assert made["type"] == here["type"], f"{step}.{name}"
             else:
                 assert "enum" not in here or value in here["enum"], f"{step}.{name}"
@@ -181,14 +212,16 @@ def test_every_binding_of_the_pipeline_leads_to_something_of_the_same_kind() -> 
         assert set(node["outputs"]) <= set(component["outputs"])
 
 
-def test_every_input_of_the_pipeline_reaches_a_step() -> None:
-    text = yaml.safe_dump(PIPELINE["jobs"])
-    unused = [name for name in PIPELINE["inputs"] if f"parent.inputs.{name}}}}}" not in text]
+@pytest.mark.parametrize("task", PIPELINES)
+def test_every_input_of_a_pipeline_reaches_a_step(task: str) -> None:
+    text = yaml.safe_dump(PIPELINES[task]["jobs"])
+    unused = [name for name in PIPELINES[task]["inputs"] if f"parent.inputs.{name}}}}}" not in text]
     assert unused == []
 
 
-def test_the_finetune_step_is_distributed_as_the_pipeline_was_told() -> None:
-    node = PIPELINE["jobs"]["chat_completion_finetune"]
+@pytest.mark.parametrize("task", PIPELINES)
+def test_the_finetune_step_is_distributed_as_the_pipeline_was_told(task: str) -> None:
+    (node,) = (node for step, node in PIPELINES[task]["jobs"].items() if "_finetune" in step)
     gpus = "${{parent.inputs.number_of_gpu_to_use_finetuning}}"
     assert node["distribution"] == {"type": "pytorch", "process_count_per_instance": gpus}
     assert node["resources"]["instance_count"] == "${{parent.inputs.num_nodes_finetune}}"
@@ -248,7 +281,7 @@ def test_steps_are_found_again_when_nothing_changed_and_name_the_curated_environ
         assert place and place[1] in ENVIRONMENTS
 
 
-@pytest.mark.parametrize("model", [PHI, TINY], ids=["full", "tiny"])
+@pytest.mark.parametrize("model", CARDS.values(), ids=CARDS)
 def test_a_model_s_tags_are_text_that_python_reads_back(model: dict[str, Any]) -> None:
     assert all(
         isinstance(value, str) for value in {**model["tags"], **model["properties"]}.values()
@@ -268,13 +301,13 @@ def test_a_model_s_tags_are_text_that_python_reads_back(model: dict[str, Any]) -
         assert {size.lower() for size in allowed} <= names
 
 
-@pytest.mark.parametrize("model", [PHI, TINY], ids=["full", "tiny"])
+@pytest.mark.parametrize("model", CARDS.values(), ids=CARDS)
 def test_a_model_s_defaults_are_inputs_of_the_pipeline_that_it_would_take(
     model: dict[str, Any],
 ) -> None:
     defaults = ast.literal_eval(model["tags"]["model_specific_defaults"])
     for name, value in defaults.items():
-        port = PIPELINE["inputs"][name]
+        port = PIPELINES[model["tags"]["task"]]["inputs"][name]
         if "enum" in port:
             assert str(value) in port["enum"]
         elif port["type"] in ("integer", "number"):
