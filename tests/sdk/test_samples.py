@@ -93,7 +93,7 @@ def invoke(ml: MLClient, endpoint: str, request: Path, **more: Any) -> Any:
 
 
 def code(samples: Path, folder: str, script: str = "score.py") -> CodeConfiguration:
-    return CodeConfiguration(code=samples / folder, scoring_script=script)
+    return CodeConfiguration(code=str(samples / folder), scoring_script=script)
 
 
 # -- safe rollout: blue, green, mirrored, 90/10, over ------------------------------------------
@@ -311,8 +311,9 @@ def test_the_minimal_sample_is_deployed_from_its_yaml_files(
     deployment = load_online_deployment(
         samples / "minimal" / "deployment.yml", params_override=[{"endpoint_name": name}]
     )
-    ml.online_deployments.begin_create_or_update(deployment, all_traffic=True).result()
-    assert ml.online_endpoints.get(name).traffic == {"blue": 100}
+    ml.online_deployments.begin_create_or_update(deployment).result()
+    endpoint.traffic = {"blue": 100}
+    assert ml.online_endpoints.begin_create_or_update(endpoint).result().traffic == {"blue": 100}
     assert invoke(ml, name, samples / "regression" / "request.json") == ONE
 
 
