@@ -1,12 +1,11 @@
 """A script that declares what it takes and gives."""
 
 import numpy as np
+import pandas as pd
 from inference_schema.parameter_types.numpy_parameter_type import NumpyParameterType
 from inference_schema.parameter_types.pandas_parameter_type import PandasParameterType
 from inference_schema.parameter_types.standard_py_parameter_type import StandardPythonParameterType
 from inference_schema.schema_decorators import input_schema, output_schema
-
-import pandas as pd
 
 
 def init():
