@@ -16,41 +16,26 @@ from finery.core.errors import Invalid, NotSupported
 from finery.engines import requirements
 
 RENAMED = {
-    "pytorch": "torch",
-    "pytorch-cpu": "torch",
-    "pytorch-gpu": "torch",
-    "tensorflow-gpu": "tensorflow",
+    "dask-core": "dask",
+    "faiss": "faiss-cpu",
+    "fbprophet": "prophet",
+    "matplotlib-base": "matplotlib",
+    "msgpack-python": "msgpack",
     "opencv": "opencv-python-headless",
+    "psycopg2": "psycopg2-binary",
     "py-opencv": "opencv-python-headless",
     "py-xgboost": "xgboost",
     "py-xgboost-cpu": "xgboost",
     "py-xgboost-gpu": "xgboost",
-    "msgpack-python": "msgpack",
-    "matplotlib-base": "matplotlib",
     "pytables": "tables",
-    "pyqt": "PyQt5",
-    "huggingface_hub": "huggingface-hub",
-    "python-dateutil": "python-dateutil",
-    "seaborn-base": "seaborn",
-    "dask-core": "dask",
-    "ruamel_yaml": "ruamel.yaml",
-    "psycopg2": "psycopg2-binary",
-    "faiss-cpu": "faiss-cpu",
-    "faiss": "faiss-cpu",
-    "pillow-simd": "pillow",
-    "importlib_metadata": "importlib-metadata",
-    "typing_extensions": "typing-extensions",
-    "prophet": "prophet",
-    "fbprophet": "prophet",
-    "mlflow-ui": "mlflow",
-    "python-graphviz": "graphviz",
-    "tbb": "tbb",
-    "pytorch-lightning": "pytorch-lightning",
-    "sentence-transformers": "sentence-transformers",
-    "lightning": "lightning",
     "python-flatbuffers": "flatbuffers",
-    "grpcio": "grpcio",
-    "protobuf": "protobuf",
+    "python-graphviz": "graphviz",
+    "pytorch": "torch",
+    "pytorch-cpu": "torch",
+    "pytorch-gpu": "torch",
+    "ruamel_yaml": "ruamel.yaml",
+    "seaborn-base": "seaborn",
+    "tensorflow-gpu": "tensorflow",
 }
 SYSTEM = re.compile(
     r"pytorch-cuda|pytorch-mutex|cudatoolkit(-dev)?|cuda(-.*)?|cudnn|nccl|libcu.*|nvidia-.*"
@@ -101,8 +86,8 @@ def of(specs: list[str]) -> Read:
     python, lines, warnings, notes = "", [], [], []
     for spec in specs:
         package, version = _apart(spec)
-        if package == "python":
-            python = version
+        if package == "python":  # "python 3.8" is not the one release 3.8.0
+            python = re.sub(r"^==(\d+\.\d+)$", r"==\1.*", version)
         elif package == "pip" and not version:
             continue
         elif SYSTEM.fullmatch(package):
@@ -172,15 +157,18 @@ def _apart(spec: str) -> tuple[str, str]:
         raise Invalid(f"the conda file's dependency {spec[:80]!r} is not understood")
     name, rest = found.group(1).lower(), found.group(2).strip()
     if rest.startswith("["):
-        asked = re.search(r"version\s*=\s*['\"]?([^'\",\]]+)", rest)
-        rest = asked.group(1) if asked else ""
+        asked = re.search(r"version\s*=\s*(?:'([^']*)'|\"([^\"]*)\"|([^,\]]+))", rest)
+        rest = next(filter(None, asked.groups()), "") if asked else ""
         rest = rest if rest[:1] in "=<>!~" else f"=={rest}" if rest else ""
     return name, version(rest, spec)
 
 
 def version(rest: str, spec: str) -> str:
     """Return `=1.2`, `1.2.*`, `>=1,<2`, `=1.2=build` as the package index says them."""
-    rest = rest.split("|")[-1].strip()
+    if "|" in rest:  # one of several: the last, which is most often the newest
+        sign = re.match(r"[=<>!~]*", rest)
+        last = rest.split("|")[-1].strip()
+        rest = last if last[:1] in "=<>!~" or not sign else f"{sign.group()}{last}"
     # A single = before a version means any that begins so; a second one begins the build.
     build = re.fullmatch(r"(==?\s*[\w.*+!]+)\s*[=\s]\s*[\w.*]+", rest) or re.fullmatch(
         r"([\w.*+!]+)\s+[\w.*]+", rest
@@ -188,7 +176,7 @@ def version(rest: str, spec: str) -> str:
     said = build.group(1) if build else rest
     parts = []
     for part in (part.strip() for part in said.split(",")):
-        if not part or part == "*":
+        if part.lstrip("=").strip() in ("", "*"):
             continue
         found = _PART.fullmatch(part)
         if found is None:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from finery.core.compute import Process
 from finery.core.errors import Unavailable
+from finery.engines import ranks
 
 PROGRAMS = ("docker", "podman")
 HOST = "/opt/finery"  # where the scoring host is, in a container that serves
@@ -105,7 +106,9 @@ def enclose(
         *("--cap-drop", "ALL", "--security-opt", "no-new-privileges"),
         *("--security-opt", "label=disable"),
         *_user(program),
-        *("--env-file", str(directory / "container.env"), "--env", "RANK", "--env", "LOCAL_RANK"),
+        "--env-file",
+        str(directory / "container.env"),
+        *(word for one in sorted(ranks.each(process)[0]) for word in ("--env", one)),
         *(word for one in sorted(by_name) for word in ("--env", one)),
         *_limits(process),
         *_devices(program, devices),

@@ -22,8 +22,26 @@ _WORD = re.compile(r"\$(?:\{(\w+)(?::?-([^}]*))?\}|(\w+))")
 _HEREDOC = re.compile(r"<<-?\s*(['\"]?)(\w+)\1")
 _SILENT = {"LABEL", "MAINTAINER", "EXPOSE", "WORKDIR", "SHELL", "ARG", "ENV", "STOPSIGNAL"}
 _SILENT |= {"USER", "FROM", "COPY", "ADD", "RUN", "VOLUME"}  # those that are read in another way
+_BEFORE = {"sudo", "exec", "if", "then", "else", "elif", "do", "while", "until", "!", "{", "time"}
 # Commands that leave nothing that a job could miss.
-_IDLE = {"rm", "true", ":", "set", "echo", "cd", "mkdir", "export", "ls", "cat", "which"}
+_IDLE = {
+    "rm",
+    "true",
+    ":",
+    "set",
+    "echo",
+    "cd",
+    "mkdir",
+    "export",
+    "ls",
+    "cat",
+    "which",
+    "fi",
+    "done",
+    "}",
+    "[",
+    "test",
+}
 _FLAGS = (  # of pip install, and nothing changes without them
     *("--no-cache-dir", "--no-cache", "--upgrade", "-U", "--quiet", "-q", "-qq", "--user", "-v"),
     *("--system", "--ignore-installed", "-I", "--force-reinstall", "--disable-pip-version-check"),
@@ -240,7 +258,7 @@ def _commands(text: str) -> list[list[str]]:
 
 def _command(one: Instruction, words: list[str], found: Read) -> None:
     whole = " ".join(words)
-    while words and (words[0] == "sudo" or re.match(r"\w+=", words[0])):
+    while words and (words[0] in _BEFORE or re.match(r"\w+=", words[0])):
         words = words[1:]
     if not words:
         return None
@@ -275,37 +293,42 @@ def _installer(words: list[str]) -> list[str] | None:
 
 
 def _pip(one: Instruction, whole: str, words: list[str], found: Read) -> None:
+    where = f"{found.name} line {one.line}"
     lines, packages = [], []
-    queue = [*words]
-    while queue:
-        word = queue.pop(0)
-        flag, given, value = word.partition("=")
-        if word in _FLAGS:
-            continue
-        if word.startswith("-") and flag in _VALUED + _CARRIED:
-            if not given:
-                if not queue:
-                    raise Invalid(f"{found.name} line {one.line}: {flag} is given nothing")
-                value = queue.pop(0)
-            if flag in _CARRIED:
-                lines.append(f"{flag} {_place(value, flag, found)}")
-        elif word in ("--pre", "--no-index"):
-            lines.append(word)
-        elif word.startswith("-r") and len(word) > 2 and word[2] != "-":
-            lines.append(f"-r {_place(word[2:], '-r', found)}")
-        elif word.startswith("-"):
-            found.missed(one, f"{word} of {whole}")
-        elif word == "." or word.startswith(("./", "../", "/")):
-            packages.append(_place(word, "-e", found))
-        else:
-            packages.append(word)
-    packages = [p for p in packages if p.lower() not in ("pip", "setuptools", "wheel")]
-    asked = requirements.read(
-        [*lines, *packages], folder=found.folder, where=f"{found.name} line {one.line}"
-    )
+    for flag, value in _apart(words, where):
+        if flag in _CARRIED:
+            lines.append(f"{flag} {_place(value, flag, found)}")
+        elif flag in ("--pre", "--no-index"):
+            lines.append(flag)
+        elif flag not in ("", *_FLAGS, *_VALUED):
+            found.missed(one, f"{flag} of {whole}")
+        elif flag == "" and (value == "." or value.startswith(("./", "../", "/"))):
+            packages.append(_place(value, "-e", found))
+        elif flag == "" and value.lower() not in ("pip", "setuptools", "wheel"):
+            packages.append(value)
+    asked = requirements.read([*lines, *packages], folder=found.folder, where=where)
     found.notes += asked.notes
     if any(not line.startswith("-") for line in asked.lines):
         found.steps += (asked.lines,)
+
+
+def _apart(words: list[str], where: str) -> list[tuple[str, str]]:
+    """Return each option with its value; what is none has no name."""
+    found, queue = [], [*words]
+    while queue:
+        word = queue.pop(0)
+        flag, given, value = word.partition("=")
+        if not word.startswith("-"):
+            found.append(("", word))
+        elif word[:2] in ("-r", "-c", "-e", "-i", "-f") and len(word) > 2:
+            found.append((word[:2], word[2:]))
+        elif flag in _VALUED + _CARRIED and word not in _FLAGS:
+            if not given and not queue:
+                raise Invalid(f"{where}: {flag} is given nothing")
+            found.append((flag, value if given else queue.pop(0)))
+        else:
+            found.append((word, ""))
+    return found
 
 
 def _conda(one: Instruction, whole: str, words: list[str], found: Read) -> None:
