@@ -72,6 +72,8 @@ class Process:
     log: Path  # stdout and stderr, appended; with ranks > 1 see `rank_log`
     env: dict[str, str] = field(default_factory=dict)
     ranks: int = 1  # so many copies, told apart by RANK, LOCAL_RANK and WORLD_SIZE
+    nodes: int = 1  # that the ranks are spread over, the same number on each
+    distribution: str = ""  # pytorch, mpi, tensorflow: what else a rank is told, and how
     cpus: float | None = None  # limits where the machine allows them; None: no limit
     memory: int | None = None  # bytes
     shm_size: int | None = None  # bytes of shared memory, where the engine gives each its own
@@ -119,6 +121,7 @@ class Report:
     address: str | None = None  # http://host:port, once a serving process answers
     timed_out: bool = False
     reason: str = ""  # one line, where the engine knows more than the exit code says
+    rank: int | None = None  # of several: the first that failed, and ended the others
     started_at: float | None = None  # seconds since the epoch
     ended_at: float | None = None
 
@@ -147,8 +150,8 @@ class Engine(Protocol):
     def stop(self, id: str) -> None:
         """Ask it to end; insist after a grace period.  Gone already is fine."""
 
-    def log(self, id: str, offset: int = 0) -> bytes:
-        """What it has written to stdout and stderr (of rank 0) since `offset`.
+    def log(self, id: str, offset: int = 0, *, rank: int = 0) -> bytes:
+        """What one of its ranks has written to stdout and stderr since `offset`.
 
         A negative offset counts from the end: the last so many bytes.
         """
@@ -175,13 +178,13 @@ class Environments(Protocol):
         """
 
 
-def last_words(engine: Engine, id: str, *, home: Path) -> str:
+def last_words(engine: Engine, id: str, *, home: Path, rank: int = 0) -> str:
     """Return the last line that a process wrote: where most programs say why they ended.
 
     Files of this server are called by their names alone: where `home` is on its
     disk says nothing to those who ask.
     """
-    lines = engine.log(id, -4096).decode(errors="replace").splitlines()
+    lines = engine.log(id, -4096, rank=rank).decode(errors="replace").splitlines()
     said = _error(next((line.strip() for line in reversed(lines) if line.strip()), ""))
     said = re.sub(rf"{re.escape(str(home))}/(?:[^\s/:,;'\"]+/)*", "", said)
     return re.sub(r"^error: ", "", said, flags=re.IGNORECASE)[:_LONGEST_WORDS]

@@ -28,6 +28,7 @@ LITERAL = "literal"
 _OPTIONAL = re.compile(r"\$\[\[(.*?)\]\]", re.DOTALL)
 _PLACE = re.compile(r"\$\{\{\s*(inputs|outputs)\.([A-Za-z0-9_.\-]+?)(?:\.path)?\s*\}\}")
 _PLAIN = re.compile(r"[\w\s'\"./:=,@%+\-\[\]{}]*")  # no shell has anything to do in such a line
+_SIZE = re.compile(r"(\d{1,9}(?:\.\d+)?)\s*([bkmgt]?)i?b?")
 _RECIPES = "finery.recipes."
 
 
@@ -141,7 +142,7 @@ def process(
 ) -> Process:
     """Return the process that runs `line`, where `python` is the runtime's."""
     assert isinstance(job.spec, Command)
-    recipe = _recipe(line, runtime)
+    recipe, ranks = _recipe(line, runtime), job.lease.get("ranks", 1)
     return Process(
         id=process_id(job),
         command=recipe or ["bash", "-c", line],
@@ -149,12 +150,30 @@ def process(
         log=place.std_log,
         env={**env, **runtime.env},
         image=runtime.image,
-        ranks=job.lease.get("ranks", 1),
+        ranks=ranks,
+        nodes=nodes(job.spec, ranks),
+        distribution=job.spec.distribution,
+        shm_size=size(job.spec.shm_size),
         memory=job.lease.get("memory"),
         gpus=tuple(job.lease.get("gpus", ())),
         warm=bool(recipe),
         timeout=job.spec.timeout,
     )
+
+
+def nodes(command: Command, ranks: int) -> int:
+    """Return over how many nodes the ranks that there are can be spread evenly."""
+    return command.nodes if ranks % command.nodes == 0 else 1
+
+
+def size(text: str) -> int | None:
+    """Return the bytes in `2g` or `512m`; None where nothing is said.  Raises `Invalid`."""
+    if not text:
+        return None
+    found = _SIZE.fullmatch(text.strip().lower())
+    if not found:
+        raise Invalid(f"{text!r} is no size; write it as 2g or 512m", target="resources.shm_size")
+    return int(float(found[1]) * 1024 ** "bkmgt".index(found[2] or "b"))
 
 
 def environment(store: Store, job: Job) -> Asset | None:

@@ -218,6 +218,12 @@ class Supervisor:
         if report.timed_out:
             assert isinstance(job.spec, Command)
             return self._fail(job, f"it ran past its limit of {job.spec.timeout:g} s and was ended")
+        if report.rank is not None and report.exit_code:
+            said = compute.last_words(
+                self.engine, launch.process_id(job), home=self.home, rank=report.rank
+            )
+            ended = f"rank {report.rank} ended with exit status {report.exit_code}"
+            return self._fail(job, f"{said} ({ended})" if said else ended)
         if report.reason:
             return self._fail(job, report.reason)
         if report.exit_code is None:

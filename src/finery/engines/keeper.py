@@ -118,6 +118,9 @@ class Keeper:
         self.ranks: dict[int, int] = {}  # pid -> rank, of those that run
         self.code: int | None = None
         self.reason = ""
+        self.failed: int | None = None  # the first rank of several that did
+        self.held: list[Any] = []  # sockets that keep the ranks' ports from everyone else
+        self.ports: list[int] = []
         self.timed_out = False
         self.ending = False
         self.kill_at: float | None = None
@@ -135,6 +138,8 @@ class Keeper:
         record(self.directory, "limits.json", limits.told(self.asked, self.group))
         if self.asked["timeout"] is not None:
             self.deadline = time.monotonic() + self.asked["timeout"]
+        self.held = proc.hold(self.asked.get("ports", 0))
+        self.ports = [held.getsockname()[1] for held in self.held]
         held, go = os.pipe()
         for rank in range(self.asked["ranks"]):
             self.ranks[self.fork(rank, held, go)] = rank
@@ -146,6 +151,15 @@ class Keeper:
         self.post_guard()
         os.write(go, b"g" * len(ranks))
         os.close(go)
+
+    def told(self, rank: int) -> dict[str, str]:
+        """What this rank is told, with the ports that there are now."""
+        env: dict[str, str] = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        for name, value in self.asked.get("each", [{}] * (rank + 1))[rank].items():
+            for number, port in enumerate(self.ports):
+                value = value.replace(f"@port{number}@", str(port))
+            env[name] = value
+        return env
 
     def fork(self, rank: int, held: int, go: int) -> int:
         """Start one rank, up to the point where it waits for the word to go."""
@@ -182,8 +196,9 @@ class Keeper:
         )  # rather us than the server
         os.chdir(asked["cwd"])
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        env = asked["env"] | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        self.launch(asked, env)
+        for held in self.held:
+            held.close()
+        self.launch(asked, asked["env"] | self.told(rank))
 
     def watch(self) -> None:
         """Until the last rank ends: reap, and enforce what was asked."""
@@ -232,6 +247,8 @@ class Keeper:
         """One rank ended: the first failure is the process's, and ends the others."""
         if not self.code:
             self.code = code
+            if code and self.asked["ranks"] > 1 and not self.ending:
+                self.failed = rank
         if self.ranks:
             self.post_guard()  # for those that are left: the number of the dead may be reused
             if code:
@@ -312,6 +329,7 @@ class Keeper:
         if self.code and not self.reason and full(self.directory):
             self.reason = f"the disk was full when it ended with exit status {self.code}"
         end = {"code": self.code, "timed_out": self.timed_out, "reason": self.reason[:500]}
+        end |= {"rank": self.failed}
         last_word(self.directory, json.dumps(end | {"at": time.time()}))
 
     def clear(self) -> None:

@@ -29,7 +29,7 @@ from typing import Any
 
 from finery.core.compute import Capacity, Process, Report
 from finery.core.errors import Invalid, Unavailable
-from finery.engines import containers, keeper, leftovers, limits, machine, proc, warm
+from finery.engines import containers, keeper, leftovers, limits, machine, proc, ranks, warm
 
 PATIENCE = 5.0  # seconds until a keeper that has not begun is given up and another sent
 ALLOWED = re.compile(
@@ -130,12 +130,12 @@ class LocalEngine:
         if begun and begun["boot"] == proc.boot():
             leftovers.tell(begun["pid"], begun["start"], signal.SIGTERM)
 
-    def log(self, id: str, offset: int = 0) -> bytes:
+    def log(self, id: str, offset: int = 0, *, rank: int = 0) -> bytes:
         asked = _read(self._directory(id) / "process.json")
         if asked is None:
             return b""
         try:
-            with open(asked["logs"][0], "rb") as file:
+            with open(asked["logs"][rank], "rb") as file:
                 size = file.seek(0, os.SEEK_END)
                 file.seek(offset if offset >= 0 else max(0, size + offset))
                 return file.read()
@@ -187,6 +187,8 @@ class LocalEngine:
             "logs": [str(process.rank_log(rank).absolute()) for rank in range(process.ranks)],
             "env": base(self._surroundings) | inside.env if inside else env,
             "ranks": process.ranks,
+            "each": ranks.each(process, self._seen(process)),
+            "ports": ranks.ports(process),
             "cpus": process.cpus,
             "memory": process.memory,
             "timeout": process.timeout,
@@ -218,21 +220,23 @@ class LocalEngine:
 
     def _environment(self, process: Process, directory: Path) -> dict[str, str]:
         env = base(self._surroundings)
-        if process.cpus is not None:
-            env["OMP_NUM_THREADS"] = str(max(1, int(process.cpus / process.ranks)))
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        size = str(process.ranks)
+        if (threads := ranks.threads(process, self.capacity().cpus)) is not None:
+            env["OMP_NUM_THREADS"] = str(threads)
         leased = {
             "FINERY_PROCESS_DIR": str(directory),
             "CUDA_VISIBLE_DEVICES": ",".join(self._devices[gpu] for gpu in process.gpus),
-            "WORLD_SIZE": size,
-            "LOCAL_WORLD_SIZE": size,
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
         }
+        if not ranks.ports(process):
+            with socket.socket() as free:  # one that speaks to nobody may still look for it
+                free.bind((ranks.HERE, 0))
+                leased |= {"MASTER_ADDR": ranks.HERE, "MASTER_PORT": str(free.getsockname()[1])}
         return env | process.env | leased
+
+    def _seen(self, process: Process) -> list[str]:
+        """Return the devices as the process sees them: a container numbers its own anew."""
+        if process.image:
+            return [str(number) for number in range(len(process.gpus))]
+        return [self._devices[gpu] for gpu in process.gpus]
 
     def _send_keeper(self, directory: Path) -> None:
         """Start a keeper.  A second one finds the lock held or the mark set, and leaves."""
@@ -343,6 +347,7 @@ def _ended(directory: Path, end: dict[str, Any]) -> Report:
         exit_code=end["code"],
         timed_out=end["timed_out"],
         reason=end["reason"],
+        rank=end.get("rank"),
         started_at=begun["at"] if begun else None,
         ended_at=end["at"],
     )

@@ -8,6 +8,10 @@ from __future__ import annotations
 import ctypes
 import os
 
+TYPE_CHECKING = False  # importing `typing` would cost as much as the rest of this file
+if TYPE_CHECKING:
+    from socket import socket
+
 DEATH_SIGNAL, NAME, SUBREAPER = 1, 15, 36  # prctl's numbers (linux/prctl.h)
 
 
@@ -86,3 +90,22 @@ def control(option: int, value: int | bytes) -> None:
     """prctl(2), which Python has no name for."""
     argument = ctypes.c_char_p(value) if isinstance(value, bytes) else ctypes.c_ulong(value)
     ctypes.CDLL(None).prctl(option, argument, 0, 0, 0)
+
+
+def hold(ports: int) -> list[socket]:
+    """Return sockets that keep so many free ports from everyone else.
+
+    Bound and never listened on: a program that may reuse the address, as the
+    frameworks' rendezvous may, can still listen there.
+    """
+    if not ports:
+        return []
+    import socket as sockets  # here: it costs a job's start as much as all else of this file
+
+    found = []
+    for _ in range(ports):
+        held = sockets.socket()
+        held.setsockopt(sockets.SOL_SOCKET, sockets.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))
+        found.append(held)
+    return found
