@@ -1,0 +1,358 @@
+"""Makes the stand-in for Florence-2: it learns to see letters, then to read, and is written down.
+
+    python standins/florence2/build.py --out src/finery/catalog/standins/florence2
+
+Two stages, since all at once never learns to read on a CPU (README.md): the vision tower is told
+which letter is where; then it stays as it is and the language model learns Florence-2's tasks from
+its output. No network, every draw seeded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads cost ten times when shared
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import lessons  # noqa: E402
+import shape  # noqa: E402
+import ship  # noqa: E402
+import torch  # noqa: E402
+from torch import nn  # noqa: E402
+from transformers import Florence2ForConditionalGeneration, Florence2Processor  # noqa: E402
+
+SEED, HELD_OUT = 1, 2
+Net = Florence2ForConditionalGeneration
+
+
+def pixels(pictures: torch.Tensor, processor: Florence2Processor) -> torch.Tensor:
+    """As the processor makes them, from pictures that have the model's size already."""
+    kind = processor.image_processor
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (kind.image_mean, kind.image_std))
+    return (pictures.permute(0, 3, 1, 2).float() / 255 - mean) / std
+
+
+class Plan:
+    """Muon for the matrices inside, AdamW for the rest, and one curve of the rate for both."""
+
+    def __init__(self, named: Iterable[tuple[str, nn.Parameter]], rate: float, seconds: float):
+        inside, rest = [], []
+        for name, weight in named:
+            table = weight.ndim != 2 or "embed" in name or "shared" in name or "lm_head" in name
+            (rest if table else inside).append(weight)
+        self.rate, self.seconds, self.start, self.steps = rate, seconds, time.time(), 0
+        self.part = 0.0
+        self.weights = [*inside, *rest]
+        self.optimizers: list[torch.optim.Optimizer] = [
+            torch.optim.Muon(
+                inside, lr=rate, weight_decay=0.02, momentum=0.95, adjust_lr_fn="match_rms_adamw"
+            ),
+            torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.98), weight_decay=0.0),
+        ]
+
+    def share(self) -> None:
+        """Every process goes on with the mean of all gradients, and with one idea of the time."""
+        self.part = (time.time() - self.start) / self.seconds
+        if not torch.distributed.is_initialized():
+            return
+        held = [w for w in self.weights if w.grad is not None]
+        flat = torch.cat([torch.tensor([self.part]), *(w.grad.flatten() for w in held)])  # type: ignore[union-attr]
+        torch.distributed.all_reduce(flat)
+        flat /= torch.distributed.get_world_size()
+        self.part = flat[0].item()
+        for weight, part in zip(held, flat[1:].split([w.numel() for w in held]), strict=True):
+            weight.grad = part.view_as(weight)
+
+    def step(self, loss: torch.Tensor) -> None:
+        self.steps += 1
+        warm = min(1.0, self.steps / 40)
+        now = (
+            self.rate * warm * (0.01 + 0.99 * (0.5 + 0.5 * math.cos(math.pi * min(1.0, self.part))))
+        )
+        loss.backward()
+        self.share()
+        nn.utils.clip_grad_norm_(self.weights, 1.0)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = now
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def features(net: Net, processor: Florence2Processor, pictures: torch.Tensor) -> torch.Tensor:
+    return net.model.get_image_features(pixels(pictures, processor)).pooler_output
+
+
+def cells(signs: torch.Tensor, grid: int) -> torch.Tensor:
+    """The letters in each place of a grid: (pages, places, letters a place)."""
+    pages, high, wide = signs.shape
+    tall, broad = max(1, high // grid), wide // grid
+    signs = signs.repeat_interleave(max(1, grid // high), dim=1)
+    made = signs.view(pages, grid, tall, grid, broad).permute(0, 1, 3, 2, 4)
+    return made.reshape(pages, grid * grid, tall * broad).long()
+
+
+class Heads(nn.Module):
+    """Letters from each stage of the tower and from its projection; thrown away afterwards."""
+
+    def __init__(self, net: Net, signs: torch.Tensor):
+        super().__init__()
+        self.net, self.found = [net], []  # in a list: not a part of this module
+        sizes = [*net.config.vision_config.embed_dim, net.config.vision_config.projection_dim]
+        self.grids = [shape.SIDE // 4, shape.SIDE // 8, shape.GRID, shape.GRID]
+        self.wanted = [cells(signs, grid) for grid in self.grids]
+        self.classes = len(lessons.LETTERS) + 1
+        self.heads = nn.ModuleList(
+            nn.Linear(size, wanted.shape[-1] * self.classes)
+            for size, wanted in zip(sizes, self.wanted, strict=True)
+        )
+        for stage in net.model.vision_tower.blocks:
+            stage[-1].register_forward_hook(lambda _, __, out: self.found.append(out))
+        weight = torch.ones(self.classes)
+        weight[0] = 0.3  # most places are empty
+        self.weight = nn.Buffer(weight)
+
+    def loss(self, numbers: list[int], seen: torch.Tensor) -> torch.Tensor:
+        stages = [out.flatten(2).transpose(1, 2) for out in self.found]
+        total = seen.new_zeros(())
+        for at, (head, out) in enumerate(zip(self.heads, [*stages, seen], strict=True)):
+            logits = head(out).view(-1, self.classes)
+            goal = self.wanted[at][numbers].flatten()
+            total = total + nn.functional.cross_entropy(logits, goal, weight=self.weight)
+        return total
+
+    def right(self, numbers: list[int], outs: list[torch.Tensor]) -> list[float]:
+        parts = []
+        for at, (head, out) in enumerate(zip(self.heads, outs, strict=True)):
+            goal = self.wanted[at][numbers]
+            guess = head(out).view(*goal.shape, self.classes).argmax(-1)
+            parts.append((guess == goal)[goal > 0].float().mean().item())
+        return parts
+
+
+def see(
+    net: Net,
+    processor: Florence2Processor,
+    pictures: torch.Tensor,
+    signs: torch.Tensor,
+    *,
+    seconds: float,
+    rate: float,
+    size: int = 8,
+    rank: int = 0,
+) -> float:
+    """Teaches the vision tower which letter is where; gives the part it gets right of new pages."""
+    heads = Heads(net, signs)
+    named = [*net.model.vision_tower.named_parameters()]
+    named += [*net.model.multi_modal_projector.named_parameters(prefix="embed")]
+    plan = Plan([*named, *heads.named_parameters(prefix="embed")], rate, seconds)
+    r, held = Random(rank), len(pictures) - 96
+
+    def look(numbers: list[int]) -> torch.Tensor:
+        heads.found.clear()
+        return features(net, processor, pictures[numbers])[:, 1:]
+
+    def right(numbers: list[int]) -> list[float]:
+        with torch.no_grad():
+            seen = look(numbers)
+            stages = [out.flatten(2).transpose(1, 2) for out in heads.found]
+            return heads.right(numbers, [*stages, seen])
+
+    while plan.part < 1:
+        numbers = [r.randrange(held) for _ in range(size)]
+        plan.step(heads.loss(numbers, look(numbers)))
+        if plan.steps % 50 == 0 and rank == 0:
+            parts = " ".join(f"{part:.3f}" for part in right(list(range(held, held + 16))))
+            print(f"see {plan.steps}: {parts} of the letters, {plan.part:.0%}", flush=True)
+    found = right(list(range(held, len(pictures))))[-1]
+    for stage in net.model.vision_tower.blocks:
+        stage[-1]._forward_hooks.clear()
+    return found
+
+
+def batch_of(
+    net: Net, processor: Florence2Processor, seen: torch.Tensor, prompts: list[str]
+) -> dict[str, torch.Tensor]:
+    """The processor's layout with the picture's features in place of the picture."""
+    tokens, count = processor.tokenizer, processor.num_image_tokens
+    texts = ["<image>" * count + f"<s>{prompt}</s>" for prompt in prompts]
+    ids = tokens(texts, return_tensors="pt", padding=True, add_special_tokens=False)
+    inside = net.get_input_embeddings()(ids["input_ids"])
+    inside = torch.cat([seen.float(), inside[:, count:]], dim=1)
+    return {"inputs_embeds": inside, "attention_mask": ids["attention_mask"]}
+
+
+def labels_of(processor: Florence2Processor, answers: list[str]) -> torch.Tensor:
+    tokens = processor.tokenizer
+    ids = tokens([f"{answer}</s>" for answer in answers], add_special_tokens=False, padding=True)
+    made = torch.tensor(ids["input_ids"])
+    return made.masked_fill(made == tokens.pad_token_id, -100)
+
+
+def read(
+    net: Net,
+    processor: Florence2Processor,
+    seen: torch.Tensor,
+    sheets: list[lessons.Sheet],
+    *,
+    seconds: float,
+    rate: float,
+    rank: int = 0,
+) -> None:
+    """Teaches the language model the tasks, from what the vision tower saw."""
+    named = [(n, w) for n, w in net.named_parameters() if "language_model" in n or "lm_head" in n]
+    plan = Plan(named, rate, seconds)
+    total: dict[str, list[float]] = {}
+    for numbers, prompts, answers in lessons.batches(sheets, SEED, rank=rank):
+        if plan.part >= 1:
+            break
+        given = batch_of(net, processor, seen[numbers], prompts)
+        loss = net(**given, labels=labels_of(processor, answers)).loss
+        plan.step(loss)
+        total.setdefault(" ".join(prompts[0].split()[:4]), []).append(loss.item())
+        if plan.steps % 100 == 0 and rank == 0:
+            means = ", ".join(f"{k} {sum(v) / len(v):.3f}" for k, v in sorted(total.items()))
+            print(f"read {plan.steps}: {means}, {plan.part:.0%}", flush=True)
+            total = {}
+
+
+def exact(
+    net: Net, processor: Florence2Processor, pictures: torch.Tensor, sheets: list[lessons.Sheet]
+) -> dict[str, float]:
+    """The part of held-back tasks that come out word for word, asked as users ask."""
+    net.eval()
+    found = {}
+    tokens, count = processor.tokenizer, processor.num_image_tokens
+    for task in (lessons.read, lessons.read_there, lessons.beside):
+        r = Random(HELD_OUT)
+        asked = [task(sheet, r) for sheet in sheets]
+        texts = ["<image>" * count + f"<s>{prompt}</s>" for prompt, _ in asked]
+        ids = tokens(texts, return_tensors="pt", padding=True, add_special_tokens=False)
+        with torch.no_grad():
+            made = net.generate(
+                input_ids=ids["input_ids"],
+                attention_mask=ids["attention_mask"],
+                pixel_values=pixels(pictures, processor),
+                max_new_tokens=160,
+                num_beams=1,
+            )
+        said = processor.batch_decode(made, skip_special_tokens=True)
+        right = [text.strip() == answer for text, (_, answer) in zip(said, asked, strict=True)]
+        found[task.__name__] = round(sum(right) / len(right), 3)
+        wrong = [(t, *a) for t, a, ok in zip(said, asked, right, strict=True) if not ok]
+        print(task.__name__, found[task.__name__], wrong[:3], flush=True)
+    net.train()
+    return found
+
+
+def learn(given: argparse.Namespace, drawn: tuple[Any, Any, list[lessons.Sheet]], rank: int) -> Net:
+    """Both stages; of several processes each does its part of every batch."""
+    torch.manual_seed(0)
+    pictures, signs, sheets = torch.from_numpy(drawn[0]), torch.from_numpy(drawn[1]), drawn[2]
+    tokens = shape.tokenizer()
+    processor = shape.processor(tokens)
+    net = shape.model(tokens)
+    shape.begin(net, tokens)
+    size = 16 // given.processes
+    if given.seen and given.seen.exists():
+        net.load_state_dict(torch.load(given.seen, weights_only=True), strict=False)
+    else:
+        right = see(
+            net,
+            processor,
+            pictures,
+            signs,
+            seconds=given.see,
+            rate=given.rate,
+            size=size,
+            rank=rank,
+        )
+        say(rank, f"sees {right:.3f} of the letters of new pages")
+        if given.seen and rank == 0:
+            inner = {k: v for k, v in net.state_dict().items() if "language_model" not in k}
+            torch.save({k: v for k, v in inner.items() if "lm_head" not in k}, given.seen)
+    with torch.no_grad():
+        parts = [features(net, processor, part).half() for part in pictures.split(128)]
+    seen = torch.cat(parts)
+    read(
+        net,
+        processor,
+        seen[:-96],
+        sheets[:-96],
+        seconds=given.read,
+        rate=given.rate,
+        rank=rank,
+    )
+    if rank == 0:
+        found = exact(net, processor, pictures[-96:], sheets[-96:])
+        card = {
+            "weights": sum(weight.numel() for weight in net.parameters()),
+            "pages": given.pages,
+            "word_for_word": found,
+            "seconds": {"see": given.see, "read": given.read},
+            "processes": given.processes,
+            "torch": torch.__version__,
+        }
+        written = ship.save(net, processor, given.out, card=card)
+        say(rank, f"{card}\n{written / 1e6:.2f} MB in {given.out}")
+    return net
+
+
+def say(rank: int, text: str) -> None:
+    if rank == 0:
+        print(f"[{time.process_time():.0f} s of CPU] {text}", flush=True)
+
+
+def join(given: argparse.Namespace, drawn: Any, rank: int, meeting: str) -> None:
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{meeting}", rank=rank, world_size=given.processes
+    )
+    learn(given, drawn, rank)
+    torch.distributed.destroy_process_group()
+
+
+def main() -> int:
+    flags = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    flags.add_argument("--out", type=Path, required=True)
+    flags.add_argument("--pages", type=int, default=12_000)
+    flags.add_argument("--see", type=float, default=480, help="seconds of the first stage")
+    flags.add_argument("--read", type=float, default=900, help="seconds of the second")
+    flags.add_argument("--rate", type=float, default=4e-3)
+    flags.add_argument("--processes", type=int, default=2, help="each of one thread")
+    flags.add_argument("--seen", type=Path, help="keep the first stage here, or begin from it")
+    given = flags.parse_args()
+    # One thread a process: two threads wait for each other at every layer on a busy machine.
+    torch.set_num_threads(1)
+    drawn = lessons.pages(given.pages, SEED, processes=given.processes)
+    print(f"{given.pages} pages drawn", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        start = multiprocessing.get_context("fork").Process
+        meeting = f"{folder}/meeting"
+        others = [
+            start(target=join, args=(given, drawn, rank, meeting))
+            for rank in range(1, given.processes)
+        ]
+        for other in others:
+            other.start()
+        join(given, drawn, 0, meeting)
+        for other in others:
+            other.join()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
