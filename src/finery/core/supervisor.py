@@ -165,12 +165,13 @@ class Supervisor:
 
     def _start(self, job: Job) -> None:
         assert isinstance(job.spec, Command)
-        place = launch.prepare(self.store, self.files, self.home, job)
-        log = SystemLog(place)
+        build_log = launch.folder(self.home, self.files, job).build_log
         environment = launch.environment(self.store, job)
-        runtime = self.environments.runtime(environment, serving=False, log=place.build_log)
+        runtime = self.environments.runtime(environment, serving=False, log=build_log)
         if runtime is None:
             return  # it is being built; asked again at the next tick
+        place = launch.prepare(self.store, self.files, self.home, job)
+        log = SystemLog(place)
         values = launch.inputs(self.store, self.files, place, job)
         locations, paths = launch.outputs(self.files, job)
         line = launch.render(job.spec, values, paths)
