@@ -12,8 +12,9 @@ import importlib.util
 import json
 import os
 import subprocess
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,20 @@ def ml(credential: DefaultAzureCredential) -> MLClient:
 @pytest.fixture(scope="session")
 def registry(credential: DefaultAzureCredential) -> MLClient:
     return MLClient(credential, registry_name="azureml", retry_total=0)
+
+
+@pytest.fixture(scope="session")
+def until() -> Callable[..., object]:
+    """Ask again and again until the answer is true, and return it; fail after `seconds`."""
+
+    def wait(condition: Callable[[], object], seconds: float = 20) -> object:
+        deadline = time.monotonic() + seconds
+        while not (answer := condition()):
+            assert time.monotonic() < deadline, f"not within {seconds} s; the last: {answer!r}"
+            time.sleep(0.02)
+        return answer
+
+    return wait
 
 
 @pytest.fixture

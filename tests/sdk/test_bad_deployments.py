@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import ssl
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -121,9 +122,7 @@ def post(ml: MLClient, endpoint: ManagedOnlineEndpoint, body: Any) -> requests.R
 
 def serves(ml: MLClient, endpoint: ManagedOnlineEndpoint) -> bool:
     answer = post(ml, endpoint, {"question": "four"})
-    return (answer.status_code, answer.text) == (200, '{"length": 4}') or answer.json() == {
-        "length": 4
-    }
+    return answer.status_code == 200 and answer.json() == {"length": 4}
 
 
 # -- what cannot be brought up -------------------------------------------------------------------
@@ -237,10 +236,10 @@ def test_a_model_that_is_not_there_is_refused_where_it_is_named(
     ml: MLClient, endpoint: ManagedOnlineEndpoint, scripts: Callable[[str], str], name: str
 ) -> None:
     nowhere = "azureml://datastores/workspaceblobstore/paths/no/such/folder"
-    with pytest.raises(ResourceNotFoundError, match="no/such/folder"):
+    with pytest.raises(HttpResponseError, match="nothing is at 'no/such/folder'"):
         ml.models.create_or_update(Model(name=name, path=nowhere, type="custom_model"))
     for model in (f"azureml:{name}:1", f"azureml:{name}@latest"):
-        with pytest.raises((ResourceNotFoundError, HttpResponseError), match=name):
+        with pytest.raises(ResourceNotFoundError, match=name):
             asked = deployment(endpoint.name, "bad", scripts(GOOD), model=model)
             ml.begin_create_or_update(asked).result()
     assert [one.name for one in ml.online_deployments.list(endpoint.name)] == ["good"]
@@ -273,7 +272,7 @@ def test_a_question_of_a_hundred_thousand_characters_is_passed_on_whole(
 
 @pytest.mark.parametrize("declared", [True, False])
 def test_a_gigabyte_is_refused_before_it_is_read(
-    ml: MLClient, endpoint: ManagedOnlineEndpoint, home: Path, declared: bool
+    ml: MLClient, endpoint: ManagedOnlineEndpoint, declared: bool
 ) -> None:
     """With its length said it costs nothing; without, no more than the most that is allowed."""
     key = ml.online_endpoints.get_keys(endpoint.name).primary_key
@@ -298,13 +297,11 @@ def test_a_gigabyte_is_refused_before_it_is_read(
         except OSError:
             pass
     assert sent < 200 * 2**20
-    assert not answer or answer.startswith(b"HTTP/1.1 413")
+    assert answer.startswith(b"HTTP/1.1 413")
     assert serves(ml, endpoint)
 
 
 def connect(to: Any) -> socket.socket:
-    import ssl
-
     plain = socket.create_connection((to.hostname, to.port), timeout=60)
     if to.scheme == "http":
         return plain

@@ -145,6 +145,8 @@ async def refuse(call: Call, status: int, code: str, message: str) -> None:
         headers.append((b"allow", ", ".join(METHODS).encode()))
     if status in (429, 503):
         headers.append((b"retry-after", b"1"))
+    if not _small(call):
+        headers.append((b"connection", b"close"))  # or the rest of the body would still be read
     call.status = status
     await call.send({"type": "http.response.start", "status": status, "headers": headers})
     await call.send({"type": "http.response.body", "body": body})
@@ -154,6 +156,12 @@ def told(exc: Failure) -> tuple[int, str, str]:
     """Return a failure's status, code and message."""
     kind = next(kind for kind in type(exc).__mro__ if kind in http.STATUS)
     return http.STATUS[kind], _CODES.get(kind, "InternalServerError"), str(exc)
+
+
+def _small(call: Call) -> bool:
+    """Say whether what is left of the body, if anything, costs less than a new connection."""
+    length = call.headers.get(b"content-length", b"0")
+    return b"transfer-encoding" not in call.headers and length.isdigit() and int(length) <= 2**20
 
 
 def _error(code: str, message: str, path: str) -> dict[str, Any]:
