@@ -2,15 +2,17 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from finery.serving import script
+from finery.serving import contract, script
+from finery.serving.contract import Told
 from finery.serving.spec import BadSpec, Spec
-from finery.serving.wire import Refusal
+from finery.serving.wire import Answer, Exchange
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +36,39 @@ def write(folder: Path, source: str, *, name: str = "score.py") -> Spec:
     return Spec(kind="script", code=str(folder / "code"), script=name)
 
 
+class Nowhere:
+    """A line that nothing is sent over."""
+
+    paused = False
+
+    def head(self, status: int, headers: object, *, length: int | None) -> None:
+        raise AssertionError("a script answers by returning")
+
+    def data(self, part: bytes) -> None:
+        raise AssertionError("a script answers by returning")
+
+    def end(self) -> None:
+        raise AssertionError("a script answers by returning")
+
+    def abort(self) -> None:
+        raise AssertionError("a script answers by returning")
+
+
+def asked(
+    body: bytes = b"", *, method: str = "POST", query: bytes = b"", **fields: str
+) -> Exchange:
+    headers = [(name.replace("_", "-").encode(), value.encode()) for name, value in fields.items()]
+    exchange = Exchange(method, "/score", query, headers, Nowhere())
+    exchange.body = body
+    return exchange
+
+
+def scored(spec: Spec, body: bytes = b"") -> bytes:
+    answer: Answer = script.load(spec)(asked(body))
+    assert answer.status == 200
+    return answer.body
+
+
 def test_init_comes_before_run_and_a_result_is_json(tmp_path: Path) -> None:
     spec = write(
         tmp_path,
@@ -41,15 +76,15 @@ def test_init_comes_before_run_and_a_result_is_json(tmp_path: Path) -> None:
         "def init():\n    global model\n    model = 3\n"
         "def run(raw):\n    return {'result': model * json.loads(raw)['x'], 'said': 'é'}\n",
     )
-    assert script.load(spec)(b'{"x": 2}') == b'{"result": 6, "said": "\\u00e9"}'
+    assert scored(spec, b'{"x": 2}') == b'{"result": 6, "said": "\\u00e9"}'
 
 
 @pytest.mark.parametrize(
-    ("result", "body"), [("'text'", b'"text"'), ("[1, 2]", b"[1, 2]"), ("None", b"null")]
+    ("result", "body"), [("'text'", b'"text"'), ("[1, 2]", b"[1, 2]"), ("None", b"{}")]
 )
 def test_whatever_comes_back_is_encoded_once(tmp_path: Path, result: str, body: bytes) -> None:
     spec = write(tmp_path, f"def init(): pass\ndef run(raw): return {result}\n")
-    assert script.load(spec)(b"") == body
+    assert scored(spec) == body
 
 
 def test_a_folder_model_is_under_its_name_and_a_file_model_under_its_own(
@@ -66,15 +101,15 @@ def test_a_folder_model_is_under_its_name_and_a_file_model_under_its_own(
         "    top = os.environ['AZUREML_MODEL_DIR']\n"
         "    return [sorted(os.listdir(top)), pathlib.Path(top, raw).read_text()]\n"
     )
-    for number, (model, asked) in enumerate(
+    for number, (model, wanted) in enumerate(
         [(folder, "outputs/weights.bin"), (folder / "weights.bin", "weights.bin")]
     ):
         monkeypatch.setenv("FINERY_PROCESS_DIR", str(tmp_path / f"process-{number}"))
         (tmp_path / f"process-{number}").mkdir()
         monkeypatch.delenv("AZUREML_MODEL_DIR", raising=False)
         spec = write(tmp_path, source)
-        run = script.load(Spec(**{**vars(spec), "model": str(model)}))
-        assert json.loads(run(asked.encode())) == [[model.name], "w"]
+        served = Spec(**{**vars(spec), "model": str(model)})
+        assert json.loads(scored(served, wanted.encode())) == [[model.name], "w"]
 
 
 def test_a_script_in_a_folder_finds_its_neighbours_and_its_files(tmp_path: Path) -> None:
@@ -87,7 +122,7 @@ def test_a_script_in_a_folder_finds_its_neighbours_and_its_files(tmp_path: Path)
         "def run(raw): return [ANSWER, pathlib.Path('labels.txt').read_text(), os.environ['AZUREML_ENTRY_SCRIPT']]\n",
         name="src/score.py",
     )
-    assert json.loads(script.load(spec)(b"")) == [42, "labels", "src/score.py"]
+    assert json.loads(scored(spec)) == [42, "labels", "src/score.py"]
 
 
 @pytest.mark.parametrize(
@@ -117,25 +152,95 @@ def test_a_script_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("run", "message"),
+    ("run", "why"),
     [
-        ("raise KeyError('image')", "run() failed: KeyError: 'image'"),
-        ("return {1, 2}", "encoding the result of run() as JSON failed: TypeError"),
+        ("raise KeyError('image')", "KeyError: 'image' (score.py, line 3)"),
+        ("exit(3)", "SystemExit: 3 (score.py, line 3)"),
+        ("raise MemoryError('500 megapixels')", "MemoryError: 500 megapixels (score.py, line 3)"),
+        ("return {1, 2}", "what run() returned cannot be written as JSON"),
     ],
 )
-def test_a_failing_run_is_424_with_the_traceback_in_the_log(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], run: str, message: str
+def test_a_failing_run_is_500_marked_as_the_script_s_with_the_traceback_in_the_log(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], run: str, why: str
 ) -> None:
-    spec = write(tmp_path, f"def init(): pass\ndef run(raw):\n    {run}\n")
-    with pytest.raises(Refusal) as refused:
-        script.load(spec)(b"")
-    assert refused.value.status == 424
-    assert refused.value.message.startswith(message)
+    loaded = script.load(write(tmp_path, f"def init(): pass\ndef run(raw):\n    {run}\n"))
+    with pytest.raises(Told) as refused:
+        loaded(asked())
+    answer = contract.told(refused.value)
+    assert answer.status == 500
+    assert (b"x-ms-run-function-failed", b"True") in answer.headers
+    assert dict(answer.headers)[b"ms-azureml-model-error-reason"].decode().startswith(why)
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_a_body_that_is_no_text_is_400(tmp_path: Path) -> None:
-    spec = write(tmp_path, "def init(): pass\ndef run(raw): return 1\n")
-    with pytest.raises(Refusal) as refused:
-        script.load(spec)(b"\xff")
-    assert refused.value.status == 400
+def test_a_reason_cannot_break_out_of_its_header() -> None:
+    said = contract.told(Told(500, "m", why="two\r\nset-cookie: lines \u20ac" + "x" * 1000))
+    reason = dict(said.headers)[b"ms-azureml-model-error-reason"]
+    assert reason.startswith(b"two  set-cookie: lines ?") and len(reason) == 300
+
+
+def test_a_generator_goes_out_in_pieces_and_is_closed_when_nobody_listens(tmp_path: Path) -> None:
+    loaded = script.load(
+        write(
+            tmp_path,
+            "closed = []\n"
+            "def init(): pass\n"
+            "def run(raw):\n"
+            "    try:\n"
+            "        yield 'é'\n"
+            "        yield b'\\xff'\n"
+            "    finally:\n"
+            "        closed.append(raw)\n",
+        )
+    )
+    answer = loaded(asked(b"1"))
+    assert answer.parts is not None and list(answer.parts) == ["é".encode(), b"\xff"]
+    left = loaded(asked(b"2")).parts
+    assert left is not None and next(left) == "é".encode()
+    left.close()  # type: ignore[attr-defined]
+    assert sys.modules["entry_module"].closed == ["1", "2"]
+
+
+def test_a_generator_of_something_else_fails(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = "def init(): pass\ndef run(raw):\n    yield {'no': 'text'}\n"
+    answer = script.load(write(tmp_path, source))(asked())
+    assert answer.parts is not None
+    with pytest.raises(Told) as refused:
+        next(answer.parts)
+    assert refused.value.failed and "of type dict" in refused.value.why
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_what_a_script_logs_is_seen_and_its_own_set_up_is_its_own(tmp_path: Path) -> None:
+    """In a process of its own: logging belongs to the process."""
+    spec = write(
+        tmp_path,
+        "import logging\n"
+        "def init():\n"
+        "    logging.getLogger('mine').info('before')\n"
+        "    logging.basicConfig(level=logging.DEBUG, format='mine %(message)s', force=False)\n"
+        "    logging.debug('after')\n"
+        "def run(raw): pass\n",
+    )
+    program = "import sys; from finery.serving import script, spec; script.load(spec.spec_in("
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            f"{program}{ {'kind': 'script', 'code': spec.code, 'script': spec.script} }))",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    before, after = done.stderr.splitlines()
+    assert before.endswith("I mine - before") and after == "mine after"
+
+
+def test_a_logging_json_is_followed_and_a_broken_one_named(tmp_path: Path) -> None:
+    spec = write(tmp_path, "def init(): pass\ndef run(raw): pass\n")
+    (tmp_path / "code" / "logging.json").write_text('{"version": 2}')
+    with pytest.raises(BadSpec, match="logging.json"):
+        script.load(spec)

@@ -1,4 +1,7 @@
-"""The HTTP shell over a hand-written scorer, in this process: no model and no socket."""
+"""What a serving process answers, with a hand-written scorer, over loopback in this process.
+
+A real socket, because the host speaks HTTP itself; no process and no model.
+"""
 
 from __future__ import annotations
 
@@ -11,25 +14,44 @@ from typing import Any
 import httpx
 import pytest
 
-from finery.serving import wire
-from finery.serving.host import Host
+from finery.serving import script, wire
+from finery.serving.connection import Listener
+from finery.serving.routes import Host, plain
 from finery.serving.spec import Spec
 from finery.serving.wire import Refusal
 
 Story = Callable[[httpx.AsyncClient], Awaitable[None]]
 
 
-def play(story: Story, scorer: Callable[[bytes], bytes], *, secret: str = "", **spec: Any) -> Host:
-    """Tell a story of requests to a host that serves `scorer`."""
+def play(
+    story: Story,
+    score: Callable[[bytes], bytes] | None = None,
+    *,
+    scorer: wire.Scorer | None = None,
+    secret: str = "",
+    **spec: Any,
+) -> Host:
+    """Tell a story of requests to a host that serves `score`."""
     made: list[Host] = []
 
     async def whole() -> None:
-        document = Spec(kind="script", code="c", script="s.py", model="models/m", **spec)
-        host = Host(document, scorer=scorer, secret=secret, deployment="blue")
+        document = Spec(kind="pyfunc", model="models/m", **spec)
+        serves = scorer or plain(score or echo)
+        host = Host(document, scorer=serves, secret=secret, deployment="blue")
         made.append(host)
-        transport = httpx.ASGITransport(app=host)  # type: ignore[arg-type]
-        async with httpx.AsyncClient(transport=transport, base_url="http://host") as client:
-            await story(client)
+        assert host.workers is not None
+        host.workers.start()
+        listener = Listener(host)
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(listener.connect, "127.0.0.1", 0)
+        address = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        try:
+            async with httpx.AsyncClient(base_url=address, trust_env=False, timeout=20) as client:
+                await story(client)
+        finally:
+            server.close()
+            await listener.close(5)
+            host.workers.stop()
         host.journal.flush()
 
     asyncio.run(whole())
@@ -47,8 +69,10 @@ def test_a_score_is_answered_with_its_identifier_and_deployment() -> None:
         assert answer.headers["content-type"] == "application/json"
         assert answer.headers["x-ms-request-id"] == "mine"
         assert answer.headers["azureml-model-deployment"] == "blue"
-        made = await client.post("/score", content=b"hi", headers={"x-ms-request-id": "a" * 101})
+        made = await client.post("/score", content=b"hi")
         assert len(made.headers["x-ms-request-id"]) == 36
+        long = await client.post("/score", content=b"hi", headers={"x-ms-request-id": "a" * 101})
+        assert long.status_code == 431
 
     play(story, echo)
 
@@ -83,8 +107,6 @@ def test_what_is_not_there_is_said_to_be_so() -> None:
 
 def test_a_script_that_fails_is_424_and_says_why() -> None:
     def broken(body: bytes) -> bytes:
-        from finery.serving import script
-
         raise script.failed(KeyError("image"), "run()")
 
     async def story(client: httpx.AsyncClient) -> None:
@@ -224,7 +246,7 @@ def test_many_callers_all_get_their_own_answer() -> None:
         assert [one.content for one in answers] == [echo(body) for body in bodies]
 
     host = play(story, echo, max_concurrent_requests=4, max_queue_wait_ms=20_000)
-    assert (host._workers.running, host._workers.waiting) == (0, 0)  # type: ignore[union-attr]
+    assert (host.workers.running, host.workers.waiting) == (0, 0)  # type: ignore[union-attr]
 
 
 def test_a_request_is_one_line_of_the_log_and_says_nothing_of_its_content(
@@ -263,10 +285,12 @@ def test_the_counts_and_the_description_are_there() -> None:
         }
         await client.get("/made-up")
         text = (await client.get("/metrics")).text
-        assert 'finery_requests_total{path="/score",status="200"} 1\n' in text
-        assert 'finery_requests_total{path="/score",status="400"} 1\n' in text
-        assert 'finery_requests_total{path="other",status="404"} 1\n' in text
-        assert "finery_requests_running 0\n" in text
+        assert 'finery_requests_total{status="200"} 1\n' in text
+        assert 'finery_requests_total{status="400"} 1\n' in text
+        assert 'status="404"' not in text, "only what is meant for the model is counted"
+        assert 'finery_request_seconds_bucket{le="+Inf"} 2\n' in text
+        assert "finery_request_seconds_count 2\n" in text
+        assert "finery_running 0\n" in text and "finery_queue 0\n" in text
         described = (await client.get("/swagger.json")).json()
         assert described["info"]["title"] == "m"
         assert set(described["paths"]) == {"/", "/score"}
