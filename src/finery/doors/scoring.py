@@ -23,8 +23,7 @@ import hmac
 import logging
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import AsyncIterator, Sequence
 
 from starlette.types import Receive, Scope, Send
 
@@ -48,14 +47,14 @@ _AT_ONCE = 16 * 2**20  # a body up to this size is read before it is sent, and c
 _HELD = 256 * 2**20  # bytes of such bodies in all; past it only the smallest are held
 _SMALL = 2**16
 _GRACE = 0.5  # seconds that the instance has to refuse a late request itself, which it can explain
-_SHUNNED = 1.0  # seconds without requests for an instance that was lost
+_DOWN = 1.0  # seconds without requests for an instance that takes no connection
+_SHAKY = 0.25  # and for one that broke one off: it may be about to end
 _LOOK = 0.02  # seconds between looks at what has changed, while a request waits
-_SENDS = 3  # times that a request is given to an instance, most of which do not take it
+_SENDS = 5  # times that a request is offered to an instance that takes no connection
 _MIRRORED = 64  # copies under way at most
 _MIRRORED_EACH = 16  # of one deployment
 _MIRRORED_BYTES = 64 * 2**20
 
-_NONE: Mapping[str, Lost] = MappingProxyType({})
 _UNKNOWN = "something went wrong on the server; its log says what"
 _OWN = (
     frozenset((b"host", b"content-length", b"authorization", b"api-key", b"expect"))
@@ -197,8 +196,8 @@ class Scoring:
         self, call: Call, deployment: Deployment, body: bytes | AsyncIterator[bytes]
     ) -> None:
         line, seconds = self._line(deployment.id), _patience(deployment)
-        wait, ends, sent = self._wait(line.queue, deployment), 0.0, False
-        lost: dict[str, Lost] = {}
+        wait, ends = self._wait(line.queue, deployment), 0.0
+        lost: list[Lost] = []
         while True:
             process = await self._enter(line.queue, deployment, seconds=wait, lost=lost)
             try:
@@ -211,13 +210,12 @@ class Scoring:
                     message = f"not answered within {deployment.spec.request_timeout_ms} ms"
                     return await answering.refuse(call, 408, "RequestTimeout", message)
                 except Lost as exc:
-                    line.queue.shun(process, seconds=_SHUNNED)
+                    line.queue.shun(process, seconds=_DOWN if exc.unsent else _SHAKY)
                     self.house.wake()  # it may have ended: the sooner that is noticed the better
-                    lost[process] = exc
-                    if len(lost) >= _SENDS or not _again(exc, body, sent=sent):
+                    lost.append(exc)
+                    if not _again(lost, body):
                         raise
                     line.meter.retried += 1
-                    sent = sent or not exc.unsent
                     wait = max(ends - time.monotonic(), 0)
                     continue
                 try:
@@ -237,7 +235,9 @@ class Scoring:
         headers = [(name, value) for name, value in call.scope["headers"] if name not in _OWN]
         headers.append((b"x-finery-secret", self._secret(process)))
         headers.append((b"x-ms-request-id", call.id.encode()))
-        address = deployment.addresses[process]
+        address = deployment.addresses.get(process)
+        if address is None:  # it was let go just as the place came free
+            raise upstream.unsent(f"instance {process} is no more")
         method = call.scope["method"]
         return await self._pool.send(address, method, call.target, headers=headers, body=body)
 
@@ -257,20 +257,20 @@ class Scoring:
         deployment: Deployment,
         *,
         seconds: float,
-        lost: Mapping[str, Lost] = _NONE,
+        lost: Sequence[Lost] = (),
     ) -> str:
-        """Take a place, not with those that were `lost`.
+        """Take a place; meanwhile see to it that new instances are noticed.
 
-        Meanwhile see to it that new instances are noticed.
+        `lost`: what happened to the request before.
         """
         self._waiting += 1
         if self._attendant is None or self._attendant.done():
             self._attendant = asyncio.get_running_loop().create_task(self._attend())
         try:
-            return await queue.enter(deployment, seconds=seconds, avoid=lost)
+            return await queue.enter(deployment, seconds=seconds)
         except (Full, errors.Unavailable):
             if lost:  # that is the reason: nothing took its place in time
-                raise next(iter(lost.values())) from None
+                raise lost[0] from None
             raise
         finally:
             self._waiting -= 1
@@ -374,13 +374,15 @@ class Scoring:
                 del self._lines[id]
 
 
-def _again(exc: Lost, body: bytes | AsyncIterator[bytes], *, sent: bool) -> bool:
-    """Say whether a request may be sent once more.
+def _again(lost: Sequence[Lost], body: bytes | AsyncIterator[bytes]) -> bool:
+    """Say whether a request may be sent once more, after what happened to it.
 
-    `sent`: it was, to an instance that may have read it and was lost; once is
-    enough, because it may be the request that does it.
+    Where an instance that was lost may have read it, once more is enough: it may
+    be the request that does it.
     """
-    return exc.unsent or (isinstance(body, bytes) and not sent and not exc.resent)
+    if lost[-1].unsent:
+        return len(lost) < _SENDS
+    return isinstance(body, bytes) and sum(not exc.unsent for exc in lost) < 2
 
 
 def _patience(deployment: Deployment) -> float:

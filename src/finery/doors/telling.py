@@ -67,7 +67,8 @@ class Telling:
         for deployment, found in zip(deployments, told, strict=True):
             own = {"endpoint": deployment.endpoint, "deployment": deployment.name}
             for process, said in found.items():
-                text.add_text(said, {**own, "instance": process})
+                which = "-".join(process.rsplit("-", 3)[1:])  # revision, number, restarts
+                text.add_text(said, {**own, "instance": which})
         await answering.answer(call, bytes(text), _KIND)
 
     async def instances(self, deployment: Deployment) -> dict[str, str]:

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Collection, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from starlette.concurrency import run_in_threadpool
@@ -21,7 +21,6 @@ from finery.core.endpoints import Deployment, Endpoint
 from finery.core.errors import NotFound, Unavailable
 from finery.core.scaling import Load
 from finery.core.store import Store
-
 
 _log = logging.getLogger(__name__)
 
@@ -119,19 +118,13 @@ class Shares:
         return self._credit
 
 
-@dataclass(eq=False)
-class _Waiter:
-    turn: asyncio.Future[str]
-    avoid: Collection[str]  # processes that it does not want
-
-
 class Queue:
     """The places of one deployment, over all its instances; first come, first served."""
 
     def __init__(self) -> None:
         self._deployment: Deployment | None = None
         self._busy: Counter[str] = Counter()
-        self._waiting: deque[_Waiter] = deque()
+        self._waiting: deque[asyncio.Future[str]] = deque()
         self._shunned: dict[str, float] = {}  # processes that were just lost, and until when
         self._under_way = 0
         self._sum, self._at = 0.0, time.monotonic()  # of requests over time
@@ -161,10 +154,8 @@ class Queue:
         now = self._under_way
         return Load(now, self._sum + now * (time.monotonic() - self._at))
 
-    async def enter(
-        self, deployment: Deployment, *, seconds: float, avoid: Collection[str] = ()
-    ) -> str:
-        """Take a place and return the process that it is on, not one of `avoid`.
+    async def enter(self, deployment: Deployment, *, seconds: float) -> str:
+        """Take a place and return the process that it is on.
 
         Raises `Full` when none comes free within `seconds`, `Unavailable` when
         no instance is up in that time, or none will be.
@@ -174,9 +165,9 @@ class Queue:
             self.renew(deployment)  # an instance may have come up since
             if not deployment.addresses and not _comes(deployment):
                 raise Unavailable(why_down(deployment), target=deployment.name)
-            chosen = None if self._waiting else self._free(avoid)
+            chosen = None if self._waiting else self._free()
             if chosen is None:
-                chosen = await self._wait(seconds, avoid)
+                chosen = await self._wait(seconds)
             else:
                 self._busy[chosen] += 1
             return chosen
@@ -219,19 +210,19 @@ class Queue:
         self._at = now
         self._under_way += change
 
-    async def _wait(self, seconds: float, avoid: Collection[str]) -> str:
-        waiter = _Waiter(asyncio.get_running_loop().create_future(), avoid)
-        self._waiting.append(waiter)
+    async def _wait(self, seconds: float) -> str:
+        turn: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
         try:
             if seconds <= 0:
                 raise TimeoutError
             async with asyncio.timeout(seconds):
-                return await waiter.turn
+                return await turn
         except BaseException as exc:
-            if waiter.turn.done() and not waiter.turn.cancelled():
-                self._vacate(waiter.turn.result())  # the place came just as its taker left
-            elif waiter in self._waiting:
-                self._waiting.remove(waiter)
+            if turn.done() and not turn.cancelled():
+                self._vacate(turn.result())  # the place came just as its taker left
+            elif turn in self._waiting:
+                self._waiting.remove(turn)
             if isinstance(exc, TimeoutError):
                 raise self._refusal(seconds) from None
             raise
@@ -247,24 +238,23 @@ class Queue:
         return Full(said)
 
     def _serve(self) -> None:
-        """Give what is free to those who wait; who wants none of it stays where it is."""
-        for waiter in [*self._waiting]:
-            chosen = self._free(waiter.avoid)
-            if chosen is None and not waiter.avoid:
+        while self._waiting:
+            chosen = self._free()
+            if chosen is None:
                 return
-            if chosen is not None:
-                self._waiting.remove(waiter)
-                if not waiter.turn.done():
-                    self._busy[chosen] += 1
-                    waiter.turn.set_result(chosen)
+            turn = self._waiting.popleft()
+            if not turn.done():
+                self._busy[chosen] += 1
+                turn.set_result(chosen)
 
-    def _free(self, avoid: Collection[str] = ()) -> str | None:
+    def _free(self) -> str | None:
         """Return the least busy process that has a place, if one has."""
         assert self._deployment is not None
-        places, there = _places(self._deployment), iter(self._deployment.addresses)
-        if avoid or self._shunned:
+        places = _places(self._deployment)
+        there: Iterator[str] = iter(self._deployment.addresses)
+        if self._shunned:
             now = time.monotonic()
-            there = (id for id in there if id not in avoid and self._shunned.get(id, 0) <= now)
+            there = (id for id in there if self._shunned.get(id, 0) <= now)
         process = min(there, key=self._busy.__getitem__, default=None)
         if process is None or (places and self._busy[process] >= places):
             return None

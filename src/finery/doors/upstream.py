@@ -43,10 +43,15 @@ class Lost(Exception):
     """The process did not answer, or not to the end.
 
     `unsent`: nobody took the connection, so that nothing of the request was read.
-    `resent`: the request was sent a second time already.
     """
 
-    unsent = resent = False
+    unsent = False
+
+
+def unsent(said: str) -> Lost:
+    lost = Lost(said)
+    lost.unsent = True
+    return lost
 
 
 class Answer:
@@ -91,26 +96,13 @@ class Pool:
     ) -> Answer:
         """Send a request to `http://host:port` and wait for the head of the answer.
 
-        Raises `Lost`.  A body in one piece is sent once more where a kept
-        connection was closed by the other side before it said anything: most
-        likely the other side was about to, and has not read the request.
+        Raises `Lost`.
         """
         parts = urlsplit(address)
         place = (parts.hostname or "", parts.port or 80)
         head = _head(method, target, parts.netloc, headers, body)
         kept = self._kept(place) if isinstance(body, bytes) else None
-        if kept is None:
-            return await self._exchange(await _connect(place), head, body)
-        try:
-            return await self._exchange(kept, head, body)
-        except Lost:
-            if kept.begun:
-                raise
-        try:
-            return await self._exchange(await _connect(place), head, body)
-        except Lost as exc:
-            exc.resent = not exc.unsent
-            raise
+        return await self._exchange(kept or await _connect(place), head, body)
 
     async def _exchange(
         self, connection: _Connection, head: bytes, body: bytes | AsyncIterator[bytes]
@@ -166,9 +158,7 @@ async def _connect(place: tuple[str, int]) -> _Connection:
         async with asyncio.timeout(_CONNECT):
             _, connection = await loop.create_connection(lambda: _Connection(place), *place)
     except (OSError, TimeoutError) as exc:
-        lost = Lost(f"nothing answers at {place[0]}:{place[1]}")
-        lost.unsent = True
-        raise lost from exc
+        raise unsent(f"nothing answers at {place[0]}:{place[1]}") from exc
     return connection
 
 
