@@ -138,12 +138,12 @@ def test_errors_speak_the_language_of_their_address(chat: Served) -> None:
 
 
 def test_an_answer_nobody_waits_for_is_not_finished(chat: Served, until: Until) -> None:
-    before = gauge(chat, "tokens_total{kind=\"generated\"}")
+    before = gauge(chat, 'tokens_total{kind="generated"}')
     body = asked("hello", max_tokens=240, stream=True)
     with chat.client.stream("POST", "/v1/chat/completions", json=body) as answer:
         next(answer.iter_lines())
     until(lambda: gauge(chat, "answers_running") == 0)
-    assert gauge(chat, "tokens_total{kind=\"generated\"}") - before < 200
+    assert gauge(chat, 'tokens_total{kind="generated"}') - before < 200
 
 
 SCRIPT = """
