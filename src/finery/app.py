@@ -51,6 +51,7 @@ from finery.doors.azureml import (
 )
 from finery.doors.azureml import wire as azureml_wire
 from finery.doors.azureml import workspaces as azureml_workspaces
+from finery.doors.figures import Figures
 from finery.doors.http import Access, House
 from finery.doors.mlflow.app import Mlflow
 from finery.doors.openai import chat as openai_chat
@@ -96,6 +97,7 @@ class Platform:
     engine: LocalEngine
     supervisor: Supervisor
     house: House
+    figures: Figures
     asgi: ASGIApp
 
     def close(self) -> None:
@@ -164,6 +166,7 @@ def create(settings: Settings, *, http: str, https: str) -> Platform:
         engine=engine,
         supervisor=supervisor,
         house=house,
+        figures=Figures(store, way_in, mlflow.deployments, instances=way_in.telling.instances),
         asgi=Access(
             _dispatch(_doors(house, way_in), mlflow=mlflow, way_in=way_in, telling=way_in.telling)
         ),
@@ -286,9 +289,11 @@ async def _serve(
                 task.result()
     loop_thread = threading.Thread(target=platform.supervisor.run, name="supervisor", daemon=True)
     loop_thread.start()
+    figures = asyncio.create_task(platform.figures.run())
     _announce(platform)
     ready(platform)
     await asyncio.gather(*tasks)
+    figures.cancel()
 
 
 def _leave(servers: list[_Server]) -> None:

@@ -24,6 +24,7 @@ from finery.core import errors, workspaces
 from finery.doors import http
 from finery.doors.http import House
 from finery.doors.mlflow import access, bodies, embedded, metrics
+from finery.doors.mlflow.deployments import Deployments
 from finery.doors.mlflow.embedded import PREFIX, Embedded, Receive, Send
 from finery.doors.mlflow.tracking import Tracking
 
@@ -53,6 +54,9 @@ class Mlflow:
         # The workspace that this request is about.
         self._workspace: ContextVar[str | None] = ContextVar("workspace", default=None)
         self.tracking = Tracking(house, load=self.load, default=self.default_workspace)
+        self.deployments = Deployments(
+            house, load=self.load, loaded=lambda: self.ready, default=self.default_workspace
+        )
 
     @property
     def ready(self) -> bool:

@@ -19,7 +19,7 @@ from typing import Any
 
 from finery.core import ids, workspaces
 from finery.core.errors import NotFound
-from finery.core.jobs import Job, Pipeline
+from finery.core.jobs import Command, Job, Pipeline
 from finery.core.workspaces import Caller
 from finery.doors.http import House
 from finery.doors.mlflow import access
@@ -52,10 +52,10 @@ class Tracking:
         """Make sure that the job has a run, and return the environment that joins it."""
         inner = self._load()
         name = self._experiment_name(job)
-        experiment = self._experiment(inner.runs, job, name)
-        self._run(inner, job, experiment)
-        short = not _unlimited(inner)
-        return self._environment(job, name, experiment, short)
+        found = experiment(inner.runs, job.workspace, name)
+        self._run(inner, job, found)
+        short = not unlimited(inner)
+        return self._environment(job, name, found, short)
 
     def close(self, job: Job) -> None:
         """End the run as the job ended, with its models and what it did not log of its inputs.
@@ -67,7 +67,7 @@ class Tracking:
             return
         inner = self._load()
         if not self._end(inner, job):  # it was never opened
-            self._run(inner, job, self._experiment(inner.runs, job, self._experiment_name(job)))
+            self._run(inner, job, experiment(inner.runs, job.workspace, self._experiment_name(job)))
             self._end(inner, job)
 
     def metrics(self, job: Job, name: str) -> list[float]:
@@ -77,7 +77,7 @@ class Tracking:
         row = models.SqlMetric
         with inner.runs.ManagedSessionMaker(read_only=True) as session:
             found = session.query(row.value, row.is_nan).filter(
-                row.run_uuid == run_id(job.name, short=not _unlimited(inner)), row.key == name
+                row.run_uuid == run_id(job.name, short=not unlimited(inner)), row.key == name
             )
             rows = found.order_by(row.timestamp, row.step).limit(_MOST_VALUES).all()
         return [math.nan if is_nan else value for value, is_nan in rows]
@@ -85,7 +85,7 @@ class Tracking:
     def _end(self, inner: Embedded, job: Job) -> bool:
         models = importlib.import_module("mlflow.store.tracking.dbmodels.models")
         with inner.runs.ManagedSessionMaker(read_only=False) as session:
-            run = session.get(models.SqlRun, run_id(job.name, short=not _unlimited(inner)))
+            run = session.get(models.SqlRun, run_id(job.name, short=not unlimited(inner)))
             if run is None:
                 return False
             run.status = _STATUS[job.status]
@@ -101,7 +101,7 @@ class Tracking:
     def page(self, inner: Embedded, job: str) -> str:
         """Return where MLflow's own pages show a job's run.  Raises `NotFound`."""
         models = importlib.import_module("mlflow.store.tracking.dbmodels.models")
-        id = run_id(job, short=not _unlimited(inner))
+        id = run_id(job, short=not unlimited(inner))
         with inner.runs.ManagedSessionMaker(read_only=True) as session:
             run = session.get(models.SqlRun, id)
             if run is None:
@@ -115,6 +115,7 @@ class Tracking:
         )
         workspace = workspaces.by_id(self._house.store, job.workspace)
         return {
+            **_places(job),
             "MLFLOW_TRACKING_URI": self._house.http + PREFIX,
             "MLFLOW_TRACKING_TOKEN": token,
             "MLFLOW_RUN_ID": run_id(job.name, short=short),
@@ -137,22 +138,9 @@ class Tracking:
             return job.experiment
         return f"{workspaces.by_id(self._house.store, job.workspace).name}/{job.experiment}"
 
-    def _experiment(self, runs: Any, job: Job, name: str) -> str:
-        found = runs.get_experiment_by_name(name)
-        if found is None:
-            try:
-                return str(runs.create_in(job.workspace, name))
-            except Exception:  # another step was quicker, or it cannot be made at all
-                found = runs.get_experiment_by_name(name)
-                if found is None:
-                    raise
-        if found.lifecycle_stage == "deleted":
-            runs.restore_experiment(found.experiment_id)
-        return str(found.experiment_id)
-
     def _run(self, inner: Embedded, job: Job, experiment: str) -> None:
         models = importlib.import_module("mlflow.store.tracking.dbmodels.models")
-        short = not _unlimited(inner)
+        short = not unlimited(inner)
         id = run_id(job.name, short=short)
         with inner.runs.ManagedSessionMaker(read_only=False) as session:
             if session.get(models.SqlRun, id) is not None:
@@ -177,6 +165,21 @@ class Tracking:
             session.add(run)
 
 
+def experiment(runs: Any, workspace: str, name: str) -> str:
+    """Return the id of the experiment of this name, which is made where there is none."""
+    found = runs.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(runs.create_in(workspace, name))
+        except Exception:  # another step was quicker, or it cannot be made at all
+            found = runs.get_experiment_by_name(name)
+            if found is None:
+                raise
+    if found.lifecycle_stage == "deleted":
+        runs.restore_experiment(found.experiment_id)
+    return str(found.experiment_id)
+
+
 def run_id(job: str, *, short: bool = False) -> str:
     """Return the id of a job's run: its name wherever MLflow (and its database) can take it."""
     if _RUN_ID.fullmatch(job) and not (short and len(job) > 32):
@@ -184,7 +187,12 @@ def run_id(job: str, *, short: bool = False) -> str:
     return hashlib.sha256(job.encode()).hexdigest()[:32]
 
 
-def _unlimited(inner: Embedded) -> bool:
+def logged_model(run: str, output: str) -> str:
+    """Return the id under which MLflow knows the model that a job's run has made."""
+    return "m-" + hashlib.sha256(f"{run}/{output}".encode()).hexdigest()[:32]
+
+
+def unlimited(inner: Embedded) -> bool:
     """MLflow declares run ids of 32 characters; SQLite does not mind longer ones."""
     return bool(inner.engine.dialect.name == "sqlite")
 
@@ -224,7 +232,7 @@ def _model_outputs(job: Job) -> dict[str, str]:
 
 def _keep_model(session: Any, models: Any, run: Any, *, name: str, place: str) -> None:
     """Show a job's model as one that its run has logged: `runs:/JOB/OUTPUT` finds it."""
-    id = "m-" + hashlib.sha256(f"{run.run_uuid}/{name}".encode()).hexdigest()[:32]
+    id = logged_model(run.run_uuid, name)
     if session.get(models.SqlLoggedModel, id) is not None:
         return
     status = importlib.import_module("mlflow.entities.logged_model_status").LoggedModelStatus
