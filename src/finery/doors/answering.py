@@ -108,6 +108,8 @@ async def pass_on(call: Call, deployment: str, answer: Answer, seconds: float) -
     if _FAILED in answer.headers:  # as on Azure: the host says 500, its way in 424
         headers.append((b"ms-azureml-model-error-statuscode", str(status).encode()))
         status = 424
+    if status >= 400 and not _small(call):
+        headers.append((b"connection", b"close"))  # or the rest of the body would still be read
     call.status = BROKEN  # until it is whole
     await call.send({"type": "http.response.start", "status": status, "headers": headers})
     more = True
