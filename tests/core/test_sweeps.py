@@ -28,7 +28,7 @@ SWEEP = Sweep(
 @pytest.fixture
 def paced(monkeypatch):
     """Sweeps are looked at whenever a test ticks."""
-    monkeypatch.setattr("finery.core.supervisor._SWEEP_PAUSE", 0.0)
+    monkeypatch.setattr("finery.core.exploring._PAUSE", 0.0)
 
 
 @pytest.fixture

@@ -6,10 +6,13 @@ result.  When it is done, and what follows, is `supervisor.py`.
 
 from __future__ import annotations
 
+import fcntl
+import http.client
 import posixpath
 import re
 import shlex
 import shutil
+import time
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping
@@ -28,6 +31,10 @@ LITERAL = "literal"
 _OPTIONAL = re.compile(r"\$\[\[(.*?)\]\]", re.DOTALL)
 _PLACE = re.compile(r"\$\{\{\s*(inputs|outputs)\.([A-Za-z0-9_.\-]+?)(?:\.path)?\s*\}\}")
 _PLAIN = re.compile(r"[\w\s'\"./:=,@%+\-\[\]{}]*")  # no shell has anything to do in such a line
+_CLONE = 0x40049409  # FICLONE (linux/fs.h): two files of the same bytes, kept once
+_PIECE = 1 << 20  # bytes at a time
+_LARGEST = 64 << 30  # bytes of a file that is fetched; more is uploaded as data first
+_PATIENCE = 3600  # seconds for all of it
 _SIZE = re.compile(r"(\d{1,9}(?:\.\d+)?)\s*([bkmgt]?)i?b?")
 _RECIPES = "finery.recipes."
 
@@ -38,6 +45,11 @@ class Folder:
 
     work: Path
     artifacts: Path
+
+    @property
+    def inputs(self) -> Path:
+        """Where inputs lie that are copies: they go with the job's end."""
+        return self.work.with_name(f"{self.work.name}.inputs")
 
     @property
     def std_log(self) -> Path:
@@ -124,6 +136,29 @@ def render(command: Command, values: Mapping[str, str], places: Mapping[str, Pat
     return _PLACE.sub(value, _OPTIONAL.sub(optional, command.command)).strip()
 
 
+def variables(
+    env: Mapping[str, str], values: Mapping[str, str], places: Mapping[str, Path]
+) -> dict[str, str]:
+    """Return variables with their inputs and outputs filled in; those that are unset are left out.
+
+    A variable that stands for one is nothing but its place: `${{inputs.x}}`.
+    """
+    known = {f"inputs.{name}": value for name, value in values.items()}
+    known |= {f"outputs.{name}": str(path) for name, path in places.items()}
+    found = {}
+    for name, text in env.items():
+        place = _PLACE.fullmatch(text)
+        value = known.get(".".join(place.groups())) if place else text
+        if value is not None:
+            found[name] = value
+    return found
+
+
+def clear(place: Folder) -> None:
+    """Take away what was copied for the job."""
+    shutil.rmtree(place.inputs, ignore_errors=True)
+
+
 def _word(match: re.Match[str], path: str) -> str:
     """Return a path as one word of the shell, unless the command has quoted its place already."""
     mark, escaped = "", False
@@ -195,32 +230,70 @@ def _recipe(line: str, runtime: Runtime) -> list[str] | None:
 
 
 def _input(store: Store, files: Files, place: Folder, job: Job, name: str, value: Input) -> str:
+    if value.mode == "direct":
+        if not value.address:
+            raise Invalid(f"input {name!r}: its address is not known: use ro_mount or download")
+        return value.address
     if value.type == LITERAL or ":" not in value.value:
         return value.value
     scope, location = references.location(store, value.value)
     if location.startswith(("https://", "http://")):
         return str(_fetched(place, name, location))
-    return str(files.locate(scope or job.workspace, location))
+    found = files.locate(scope or job.workspace, location)
+    return str(_copied(place, name, found) if value.mode == "download" else found)
+
+
+def _copied(place: Folder, name: str, source: Path) -> Path:
+    """Copy an input beside the job, whole or not at all: the job may do with it what it likes."""
+    target = place.inputs / name / source.name
+    if not target.exists():
+        part = target.with_name(f".{target.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        part.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, part, copy_function=_copy, ignore_dangling_symlinks=True)
+        else:
+            _copy(str(source), str(part))
+        part.rename(target)
+    return target
+
+
+def _copy(source: str, target: str) -> None:
+    """Copy a file; where the file system can, the bytes are shared until one is written to."""
+    with open(source, "rb") as old, open(target, "wb") as new:
+        try:
+            fcntl.ioctl(new.fileno(), _CLONE, old.fileno())
+        except OSError:
+            shutil.copyfileobj(old, new, _PIECE)
+    shutil.copystat(source, target)
 
 
 def _fetched(place: Folder, name: str, address: str) -> Path:
     """Download an address beside the job, once."""
     last = posixpath.basename(urllib.parse.urlsplit(address).path).strip(".") or "file"
-    target = place.work.parent / f"{place.work.name}.inputs" / name / last
+    target = place.inputs / name / last
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f".{target.name}.part")
         try:
-            with (
-                urllib.request.urlopen(address, timeout=60) as answer,
-                part.open("wb") as file,
-            ):
-                shutil.copyfileobj(answer, file)
-        except OSError as exc:
+            _fetch(address, part)
+        except (OSError, http.client.HTTPException) as exc:
             part.unlink(missing_ok=True)
             raise Unavailable(f"input {name!r}: {address} cannot be fetched: {exc}") from exc
         part.rename(target)
     return target
+
+
+def _fetch(address: str, target: Path) -> None:
+    """Write what an address holds.  Raises `OSError`, also for what is too large or too slow."""
+    over = time.monotonic() + _PATIENCE
+    with urllib.request.urlopen(address, timeout=60) as answer, target.open("wb") as file:
+        while piece := answer.read(_PIECE):
+            file.write(piece)
+            if file.tell() > _LARGEST:
+                raise OSError(f"it is larger than {_LARGEST >> 30} GiB")
+            if time.monotonic() > over:
+                raise OSError(f"it took longer than {_PATIENCE // 60} minutes")
 
 
 def _link(link: Path, target: Path) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from finery.core import assets, compute, ids, pipelines, ports, references, sweeps
+from finery.core import assets, compute, ids, launch, pipelines, ports, references, sweeps
 from finery.core.assets import Asset
 from finery.core.errors import Invalid, NotFound
 from finery.core.files import Files
@@ -55,6 +55,7 @@ def check(store: Store, files: Files, job: Job) -> None:
 def _command(place: _Place, command: Command, *, given: Container[str] = ()) -> None:
     if not command.command.strip():
         raise Invalid("the job has no command", target="command")
+    launch.size(command.shm_size)
     for target, ref in (("environment", command.environment), ("code", command.code)):
         with _naming(target):
             if ref.startswith("asset:"):

@@ -2,8 +2,8 @@
 
 Each tick compares what the store asks for with what the engine reports and
 takes at most one step for each job and each deployment (`upkeep.py` has the
-latter's).  A tick that is interrupted is simply run again: every step is safe
-to repeat, and nothing that matters lives only in memory.
+latter's, `exploring.py` a sweep's).  A tick that is interrupted is simply run
+again: every step is safe to repeat, and nothing that matters lives only in memory.
 """
 
 from __future__ import annotations
@@ -11,23 +11,33 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
 
-from finery.core import admission, assets, compute, ids, jobs, launch, pipelines, sweeps
+from finery.core import (
+    admission,
+    assets,
+    compute,
+    ids,
+    jobs,
+    launch,
+    pipelines,
+    references,
+    sweeps,
+)
 from finery.core.assets import Asset
 from finery.core.compute import Engine, Environments
-from finery.core.errors import Conflict, Failure
+from finery.core.errors import Conflict, Failure, NotFound
+from finery.core.exploring import Explorer
 from finery.core.files import Files
 from finery.core.jobs import Command, Job, Pipeline, Sweep
 from finery.core.launch import Folder
 from finery.core.store import FULL, Store
 from finery.core.sweeps import Sampler
+from finery.core.tracking import Tracking
 from finery.core.upkeep import Upkeep
 
 logger = logging.getLogger(__name__)
@@ -35,21 +45,6 @@ logger = logging.getLogger(__name__)
 _BUSY_PAUSE = 0.05  # seconds between looks while something runs
 _IDLE_PAUSE = 1.0
 _REST = 0.1  # at most, after a tick that was asked for
-_AT_A_TIME = 20  # trials that a sweep begins in one step
-_SWEEP_PAUSE = 0.5  # seconds between looks at a sweep: it may have a thousand trials
-
-
-class Tracking(Protocol):
-    """Where a job's metrics go.  Both verbs may be called again safely."""
-
-    def open(self, job: Job) -> dict[str, str]:
-        """Begin the job's run and return the environment that joins it."""
-
-    def close(self, job: Job) -> None:
-        """End the job's run as the job ended."""
-
-    def metrics(self, job: Job, name: str) -> Sequence[float]:
-        """Return every value of a metric that the job has logged, in the order of time."""
 
 
 class Supervisor:
@@ -67,14 +62,14 @@ class Supervisor:
     ) -> None:
         self.store, self.files, self.home = store, files, home
         self.engine, self.tracking, self.environments = engine, tracking, environments
-        self.upkeep, self.sampler = upkeep, sampler
+        self.upkeep = upkeep
+        self.explorer = Explorer(store, tracking, sampler)
         self._wake = threading.Event()
         self._over = threading.Event()
         self._ticking = threading.Lock()
         self._pool = ThreadPoolExecutor(8, thread_name_prefix="step")
         self._at_work: set[str] = set()  # jobs whose step is in a thread of the pool
         self._steps: set[Future[None]] = set()
-        self._looked: dict[str, float] = {}  # sweep -> when its trials were looked at
 
     def wake(self) -> None:
         """Say that there is something to do."""
@@ -182,9 +177,10 @@ class Supervisor:
             log.write(f"input {name}: {value}")
         log.write(f"command: {line}")
         assert isinstance(job.spec, Command)
-        if job.spec.shm_size:
+        if job.spec.shm_size and not runtime.image:
             log.write(f"shm_size {job.spec.shm_size}: shared memory is the machine's own here")
-        env = {**runtime.variables, **self.tracking.open(job), **job.spec.env}
+        joined = launch.variables(self.tracking.open(job), values, paths)
+        env = {**runtime.variables, **joined, **job.spec.env}
         process = launch.process(job, place, line, runtime=runtime, env=env)
         if jobs.get(self.store, job.name).status != "preparing":
             return  # cancelled while all this was made ready
@@ -207,6 +203,12 @@ class Supervisor:
             found.append(
                 f"{wanted} processes were asked for ({job.spec.nodes} nodes x {job.spec.ranks}); "
                 f"{job.lease.get('ranks', 1)} run here"
+            )
+        if job.spec.distribution == "mpi" and wanted > 1:
+            found.append(
+                "distribution mpi: the processes are started side by side with the variables of "
+                "Open MPI's launcher (OMPI_COMM_WORLD_…), not by mpirun: a program that calls MPI "
+                "itself finds itself alone"
             )
         return found
 
@@ -245,6 +247,14 @@ class Supervisor:
 
     def _register(self, job: Job, name: str) -> None:
         output = job.spec.outputs[name]
+        try:
+            references.path(self.store, self.files, job.workspace, job.outputs[name])
+        except NotFound as exc:
+            raise NotFound(
+                f"the output {name!r} was to be kept as {output.asset!r}, and the job has not "
+                f"written it",
+                target=f"outputs.{name}",
+            ) from exc
         models = ("mlflow_model", "custom_model", "triton_model")
         kind = "model" if output.type in models else "data"
         asset = Asset(
@@ -303,7 +313,7 @@ class Supervisor:
                 SystemLog(place).write(f"{to}: {error}")
         jobs.move(self.store, job, to, error=error, target=target, ended_at=ended_at)
         self.engine.forget(launch.process_id(job))
-        self._looked.pop(job.name, None)
+        launch.clear(place)
         self._wake.set()
 
     # -- jobs made of jobs -------------------------------------------------------------
@@ -351,68 +361,15 @@ class Supervisor:
         self._wake.set()
 
     def _explore(self, job: Job, sweep: Sweep) -> None:
-        """Take a sweep on: score what has ended, end what is behind, begin what comes next."""
-        now = time.monotonic()
-        if now - self._looked.get(job.name, -_SWEEP_PAUSE) < _SWEEP_PAUSE:
-            return
-        self._looked[job.name] = now
-        trials = [self._scored(sweep, one) for one in jobs.children(self.store, job.name)]
-        job = self._led(job, sweep, trials)
-        begun = job.started_at or job.created_at
-        if sweep.timeout and (ids.now() - begun).total_seconds() > sweep.timeout:
-            jobs.warn(self.store, job.name, f"cancelled: it ran past its {sweep.timeout:g} s")
-            jobs.cancel(self.store, job.name)
-            self._wake.set()
-            return
-        self._end_early(sweep, trials)
-        for _ in range(min(sweeps.wanted(sweep, trials), _AT_A_TIME)):
-            trials.append(self._begin_trial(sweeps.trial(job, trials, self.sampler)))
-        match sweeps.outcome(sweep, trials):
+        outcome, trials = self.explorer.advance(job, sweep)
+        match outcome:
             case "completed":
                 jobs.move(self.store, job, "finalizing")
-                self._wake.set()
             case "failed":
                 self._end(job, "failed", error=sweeps.failure(trials))
-
-    def _scored(self, sweep: Sweep, trial: Job) -> Job:
-        """Write down the score of a trial that has ended, once."""
-        if not trial.final or sweeps.scored(trial):
-            return trial
-        found = sweeps.best_of(sweep, self.tracking.metrics(trial, sweep.metric))
-        if found is None and trial.status == "completed":
-            missing = f"it has not logged the metric {sweep.metric!r}: it cannot be the best"
-            trial = jobs.warn(self.store, trial.name, missing)
-        kept = "" if found is None else repr(found)
-        return jobs.update(
-            self.store, trial.name, properties={**trial.properties, sweeps.SCORE: kept}
-        )
-
-    def _led(self, job: Job, sweep: Sweep, trials: Sequence[Job]) -> Job:
-        """Write down which trial leads: what it has made is what the sweep has made."""
-        best = sweeps.best(sweep, trials)
-        if best is None or job.reused == best.name:
-            return job
-        known = {**job.properties, sweeps.SCORE: best.properties[sweeps.SCORE]}
-        return jobs.update(
-            self.store, job.name, reused=best.name, outputs=best.outputs, properties=known
-        )
-
-    def _end_early(self, sweep: Sweep, trials: Sequence[Job]) -> None:
-        going = [trial.name for trial in trials if trial.status == "running"]
-        if sweep.stopping is None or not going:
-            return
-        logged = {one.name: self.tracking.metrics(one, sweep.metric) for one in trials}
-        for name in sweeps.stopped(sweep, logged, going):
-            with suppress(Conflict):  # it has ended since we looked
-                why = f"ended early by the {sweep.stopping.rule} policy"
-                jobs.cancel(self.store, name, reason=why)
-                self._wake.set()
-
-    def _begin_trial(self, trial: Job) -> Job:
-        """Create a trial's job, with the values that it tries, unless it is there."""
+            case "waiting":
+                return
         self._wake.set()
-        with self.store.transaction():
-            return jobs.find(self.store, trial.name) or jobs.create(self.store, trial)
 
     def _cancel_children(self, job: Job) -> bool:
         """Cancel what still runs below a job; say whether anything does."""

@@ -23,6 +23,7 @@ class Input:
     value: str
     type: str = "literal"  # literal, uri_file, uri_folder, mltable, custom_model, mlflow_model, …
     mode: str = ""
+    address: str = ""  # in the caller's own words: what a job gets that wants no path (`direct`)
 
 
 @dataclass(frozen=True, kw_only=True)

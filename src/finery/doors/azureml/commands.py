@@ -123,7 +123,12 @@ def distribution_in(doc: Mapping[str, Any] | None, *, nodes: int = 1) -> tuple[s
             "parameter servers are not supported here", target="distribution.parameterServerCount"
         )
     workers = _count(_text(doc.get("workerCount")) or str(nodes), "distribution.workerCount")
-    return kind, str(max(workers // nodes, 1))
+    if workers % nodes:
+        raise Invalid(
+            f"{workers} workers cannot be spread evenly over {nodes} instances",
+            target="distribution.workerCount",
+        )
+    return kind, str(workers // nodes)
 
 
 def distribution_out(command: Command) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from finery.core import ports as core_ports
+from finery.core import references as core_references
 from finery.core.errors import Failure, Invalid, NotSupported
 from finery.core.jobs import Input, Output
 from finery.core.workspaces import Workspace
@@ -58,10 +59,10 @@ def _input_in(
     text = doc.get("uri") or doc.get("path") or doc.get("value")
     if text is None:
         return None
-    mode = not_direct(_mode_in(doc.get("mode"), field), field)
+    mode = _mode_in(doc.get("mode"), field)
     text = core_ports.text(text)
     if references.is_binding(text):
-        return Input(value=text, mode=mode)
+        return Input(value=text, mode=not_direct(mode, field))
     declared = str(port["type"]) if port else ""
     if type == "literal" and declared in PLACES:
         type = declared  # an id given as a plain text to a port that takes a model or data
@@ -69,7 +70,9 @@ def _input_in(
         return Input(value=text)
     if type not in PLACES:
         raise NotSupported(f"{field}: inputs of type {type!r} are not supported here", target=field)
-    return Input(value=place_in(house, workspace, text, type, field), type=type, mode=mode)
+    ref = place_in(house, workspace, text, type, field)
+    address = _address(house, workspace, ref) if mode == "direct" else ""
+    return Input(value=ref, type=type, mode=mode, address=address)
 
 
 def place_in(house: House, workspace: Workspace, text: str, type: str, field: str) -> str:
@@ -81,6 +84,16 @@ def place_in(house: House, workspace: Workspace, text: str, type: str, field: st
         raise NotSupported(f"{field}: {exc}", target=field) from exc
     except Failure as exc:
         raise Invalid(f"{field}: {exc}", target=field) from exc
+
+
+def _address(house: House, workspace: Workspace, ref: str) -> str:
+    """Return what a job gets that wants an address and no path: where the bytes are, if known."""
+    try:
+        scope, location = core_references.location(house.store, ref)
+    except Failure:
+        return references.uri_out(workspace, ref)  # a job has yet to make it
+    ours = scope in ("", workspace.id) and not location.startswith("package:")
+    return references.uri_out(workspace, location if ours else ref)
 
 
 def inputs_out(workspace: Workspace, inputs: Mapping[str, Input]) -> dict[str, Any]:
@@ -130,9 +143,15 @@ def output_in(
     location = place_in(house, workspace, text, type, field) if text else ""
     if location and not location.startswith("file:"):
         raise Invalid(f"{field}: an output lies in a datastore, not at {text!r}", target=field)
+    mode = _mode_in(doc.get("mode"), field)
+    if mode in ("direct", "ro_mount", "download"):
+        raise NotSupported(
+            f"{field}.mode: an output is written as rw_mount or upload here, not as {mode!r}",
+            target=f"{field}.mode",
+        )
     return Output(
         type=type,
-        mode=_mode_in(doc.get("mode"), field),
+        mode=mode,
         location=location,
         asset=str(doc.get("assetName") or doc.get("name") or ""),
         version=str(doc.get("assetVersion") or doc.get("version") or ""),
@@ -171,7 +190,7 @@ def not_direct(mode: str, field: str) -> str:
     """Return an input's mode.  Raises `NotSupported` for the one that gives no path."""
     if mode == "direct":
         raise NotSupported(
-            f"{field}.mode: 'direct' is not supported here: a job gets its inputs as paths, not "
+            f"{field}.mode: 'direct' is not supported for a step: it gets its inputs as paths, not "
             "as addresses; use ro_mount or download",
             target=f"{field}.mode",
         )

@@ -192,6 +192,20 @@ def logged_model(run: str, output: str) -> str:
     return "m-" + hashlib.sha256(f"{run}/{output}".encode()).hexdigest()[:32]
 
 
+def _places(job: Job) -> dict[str, str]:
+    """Return what Azure tells a command beside its words: how many nodes, where its data lies."""
+    command = job.spec
+    if not isinstance(command, Command):
+        return {}
+    found = {"AZUREML_NODE_COUNT": str(command.nodes)}
+    for name, given in command.inputs.items():
+        if given.type != "literal":
+            found[f"AZURE_ML_INPUT_{name}"] = f"${{{{inputs.{name}}}}}"
+    for name in command.outputs:
+        found[f"AZURE_ML_OUTPUT_{name}"] = f"${{{{outputs.{name}}}}}"
+    return found
+
+
 def unlimited(inner: Embedded) -> bool:
     """MLflow declares run ids of 32 characters; SQLite does not mind longer ones."""
     return bool(inner.engine.dialect.name == "sqlite")
