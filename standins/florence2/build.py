@@ -10,7 +10,6 @@ its output. No network, every draw seeded.
 from __future__ import annotations
 
 import argparse
-import math
 import multiprocessing
 import os
 import sys
@@ -47,13 +46,12 @@ def pixels(pictures: torch.Tensor, processor: Florence2Processor) -> torch.Tenso
 class Plan:
     """Muon for the matrices inside, AdamW for the rest, and one curve of the rate for both."""
 
-    def __init__(self, named: Iterable[tuple[str, nn.Parameter]], rate: float, seconds: float):
+    def __init__(self, named: Iterable[tuple[str, nn.Parameter]], rate: float, steps: int):
         inside, rest = [], []
         for name, weight in named:
             table = weight.ndim != 2 or "embed" in name or "shared" in name or "lm_head" in name
             (rest if table else inside).append(weight)
-        self.rate, self.seconds, self.start, self.steps = rate, seconds, time.time(), 0
-        self.part = 0.0
+        self.rate, self.total, self.steps = rate, steps, 0
         self.weights = [*inside, *rest]
         self.optimizers: list[torch.optim.Optimizer] = [
             torch.optim.Muon(
@@ -63,24 +61,20 @@ class Plan:
         ]
 
     def share(self) -> None:
-        """Every process goes on with the mean of all gradients, and with one idea of the time."""
-        self.part = (time.time() - self.start) / self.seconds
+        """Every process goes on with the mean of all gradients."""
         if not torch.distributed.is_initialized():
             return
         held = [w for w in self.weights if w.grad is not None]
-        flat = torch.cat([torch.tensor([self.part]), *(w.grad.flatten() for w in held)])  # type: ignore[union-attr]
+        flat = torch.cat([w.grad.flatten() for w in held if w.grad is not None])
         torch.distributed.all_reduce(flat)
         flat /= torch.distributed.get_world_size()
-        self.part = flat[0].item()
-        for weight, part in zip(held, flat[1:].split([w.numel() for w in held]), strict=True):
+        for weight, part in zip(held, flat.split([w.numel() for w in held]), strict=True):
             weight.grad = part.view_as(weight)
 
     def step(self, loss: torch.Tensor) -> None:
         self.steps += 1
-        warm = min(1.0, self.steps / 40)
-        now = (
-            self.rate * warm * (0.01 + 0.99 * (0.5 + 0.5 * math.cos(math.pi * min(1.0, self.part))))
-        )
+        # Full from the 40th step on, down to nothing in the last third.
+        now = self.rate * min(self.steps / 40, 1.0, 3 * (1 - self.steps / self.total) + 0.01)
         loss.backward()
         self.share()
         nn.utils.clip_grad_norm_(self.weights, 1.0)
@@ -148,7 +142,7 @@ def see(
     pictures: torch.Tensor,
     signs: torch.Tensor,
     *,
-    seconds: float,
+    steps: int,
     rate: float,
     size: int = 8,
     rank: int = 0,
@@ -157,7 +151,7 @@ def see(
     heads = Heads(net, signs)
     named = [*net.model.vision_tower.named_parameters()]
     named += [*net.model.multi_modal_projector.named_parameters(prefix="embed")]
-    plan = Plan([*named, *heads.named_parameters(prefix="embed")], rate, seconds)
+    plan = Plan([*named, *heads.named_parameters(prefix="embed")], rate, steps)
     r, held = Random(rank), len(pictures) - 96
 
     def look(numbers: list[int]) -> torch.Tensor:
@@ -170,12 +164,15 @@ def see(
             stages = [out.flatten(2).transpose(1, 2) for out in heads.found]
             return heads.right(numbers, [*stages, seen])
 
-    while plan.part < 1:
+    while plan.steps < steps:
         numbers = [r.randrange(held) for _ in range(size)]
         plan.step(heads.loss(numbers, look(numbers)))
-        if plan.steps % 50 == 0 and rank == 0:
+        if plan.steps % 100 == 0 and rank == 0:
             parts = " ".join(f"{part:.3f}" for part in right(list(range(held, held + 16))))
-            print(f"see {plan.steps}: {parts} of the letters, {plan.part:.0%}", flush=True)
+            print(
+                f"see {plan.steps}: {parts} of the letters, {time.process_time():.0f} s of CPU",
+                flush=True,
+            )
     found = right(list(range(held, len(pictures))))[-1]
     for stage in net.model.vision_tower.blocks:
         stage[-1]._forward_hooks.clear()
@@ -207,16 +204,16 @@ def read(
     seen: torch.Tensor,
     sheets: list[lessons.Sheet],
     *,
-    seconds: float,
+    steps: int,
     rate: float,
     rank: int = 0,
 ) -> None:
     """Teaches the language model the tasks, from what the vision tower saw."""
     named = [(n, w) for n, w in net.named_parameters() if "language_model" in n or "lm_head" in n]
-    plan = Plan(named, rate, seconds)
+    plan = Plan(named, rate, steps)
     total: dict[str, list[float]] = {}
     for numbers, prompts, answers in lessons.batches(sheets, SEED, rank=rank):
-        if plan.part >= 1:
+        if plan.steps >= steps:
             break
         given = batch_of(net, processor, seen[numbers], prompts)
         loss = net(**given, labels=labels_of(processor, answers)).loss
@@ -224,7 +221,7 @@ def read(
         total.setdefault(" ".join(prompts[0].split()[:4]), []).append(loss.item())
         if plan.steps % 100 == 0 and rank == 0:
             means = ", ".join(f"{k} {sum(v) / len(v):.3f}" for k, v in sorted(total.items()))
-            print(f"read {plan.steps}: {means}, {plan.part:.0%}", flush=True)
+            print(f"read {plan.steps}: {means}, {time.process_time():.0f} s of CPU", flush=True)
             total = {}
 
 
@@ -265,7 +262,7 @@ def learn(given: argparse.Namespace, drawn: tuple[Any, Any, list[lessons.Sheet]]
     processor = shape.processor(tokens)
     net = shape.model(tokens)
     shape.begin(net, tokens)
-    size = 16 // given.processes
+    size = 8 // given.processes
     if given.seen and given.seen.exists():
         net.load_state_dict(torch.load(given.seen, weights_only=True), strict=False)
     else:
@@ -274,7 +271,7 @@ def learn(given: argparse.Namespace, drawn: tuple[Any, Any, list[lessons.Sheet]]
             processor,
             pictures,
             signs,
-            seconds=given.see,
+            steps=given.see,
             rate=given.rate,
             size=size,
             rank=rank,
@@ -291,7 +288,7 @@ def learn(given: argparse.Namespace, drawn: tuple[Any, Any, list[lessons.Sheet]]
         processor,
         seen[:-96],
         sheets[:-96],
-        seconds=given.read,
+        steps=given.read,
         rate=given.rate,
         rank=rank,
     )
@@ -301,7 +298,7 @@ def learn(given: argparse.Namespace, drawn: tuple[Any, Any, list[lessons.Sheet]]
             "weights": sum(weight.numel() for weight in net.parameters()),
             "pages": given.pages,
             "word_for_word": found,
-            "seconds": {"see": given.see, "read": given.read},
+            "steps": {"see": given.see, "read": given.read},
             "processes": given.processes,
             "torch": torch.__version__,
         }
@@ -316,6 +313,8 @@ def say(rank: int, text: str) -> None:
 
 
 def join(given: argparse.Namespace, drawn: Any, rank: int, meeting: str) -> None:
+    if rank:
+        os.setsid()  # as every process that is started by itself: schedulers share by session
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{meeting}", rank=rank, world_size=given.processes
     )
@@ -329,8 +328,8 @@ def main() -> int:
     )
     flags.add_argument("--out", type=Path, required=True)
     flags.add_argument("--pages", type=int, default=12_000)
-    flags.add_argument("--see", type=float, default=480, help="seconds of the first stage")
-    flags.add_argument("--read", type=float, default=900, help="seconds of the second")
+    flags.add_argument("--see", type=int, default=1800, help="steps of the first stage")
+    flags.add_argument("--read", type=int, default=2500, help="steps of the second")
     flags.add_argument("--rate", type=float, default=4e-3)
     flags.add_argument("--processes", type=int, default=2, help="each of one thread")
     flags.add_argument("--seen", type=Path, help="keep the first stage here, or begin from it")

@@ -120,7 +120,7 @@ def model(
         num_heads=tuple(size // 20 for size in vision),
         num_groups=tuple(size // 20 for size in vision),
         mlp_ratio=2.0,
-        window_size=10,
+        window_size=5,
         drop_path_rate=0.0,
         projection_dim=width,
         max_position_embeddings=50,
