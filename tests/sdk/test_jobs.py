@@ -6,15 +6,21 @@ looks for them is what nothing smaller shows.
 
 # No postponed annotations: the pipeline decorator reads them.
 
+import http.server
+import json
 import os
+import threading
+import time
 import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
 from azure.ai.ml import Input, MLClient, Output, command, load_component
 from azure.ai.ml.dsl import pipeline
-from azure.ai.ml.entities import AmlCompute
+from azure.ai.ml.entities import AmlCompute, Data, Model
 from azure.ai.ml.exceptions import JobException
 from azure.core.exceptions import HttpResponseError, ResourceNotFoundError
 from azure.identity import DefaultAzureCredential
@@ -198,3 +204,160 @@ def test_texts_and_tags_change_and_the_archive_hides(ml: MLClient):
     assert (listed("ActiveOnly"), listed("ArchivedOnly")) == ([], [job.name])
     ml.jobs.restore(job.name)
     assert (listed("ActiveOnly"), listed("ArchivedOnly")) == ([job.name], [])
+
+
+# What comes in and what goes out
+
+SHOW = """
+import json, os, pathlib
+seen = {key.removeprefix("AZURE_ML_INPUT_"): text for key, text in os.environ.items()
+        if key.startswith("AZURE_ML_INPUT_")}
+copy = pathlib.Path(seen["copy"])
+(copy / "a.txt").write_text("changed")
+def read(text):
+    path = pathlib.Path(text)
+    return text if "://" in text else sorted(os.listdir(path)) if path.is_dir() else path.read_text()
+pathlib.Path("outputs", "seen.json").write_text(json.dumps({k: read(v) for k, v in seen.items()}))
+pathlib.Path(os.environ["AZURE_ML_OUTPUT_one"]).write_text("kept")
+"""
+
+
+@pytest.fixture
+def address(tmp_path: Path) -> Iterator[str]:
+    """Where a web server of its own hands out a file."""
+    (tmp_path / "web.txt").write_text("from the web")
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given, directory=str(tmp_path))
+
+        def log_message(self, *_: Any) -> None: ...
+
+    served = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=served.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{served.server_port}/web.txt"
+    served.shutdown()
+    served.server_close()
+
+
+def until(condition: Callable[[], Any], *, seconds: float = 60) -> Any:
+    over = time.monotonic() + seconds
+    while time.monotonic() < over:
+        if found := condition():
+            return found
+        time.sleep(0.1)
+    raise AssertionError("it did not happen in time")
+
+
+def ended(ml: MLClient, name: str) -> Any:
+    final = ("Completed", "Failed", "Canceled")
+    return until(lambda: (job := ml.jobs.get(name)).status in final and job, seconds=120)
+
+
+def test_every_kind_of_input_arrives_as_what_it_was_asked_for(
+    ml: MLClient, folder: Path, address: str
+):
+    """One job with all of them: what each becomes is seen from inside."""
+    Path("src/show.py").write_text(SHOW)
+    tag = uuid.uuid4().hex[:8]
+    data = ml.data.create_or_update(Data(name=f"d-{tag}", path="data", type="uri_folder"))
+    model = ml.models.create_or_update(Model(name=f"m-{tag}", path="data", type="custom_model"))
+    short = "azureml://datastores/" + data.path.split("/datastores/")[1]
+    kept = f"one-{tag}"
+    job = ml.jobs.create_or_update(
+        command(
+            code="./src",
+            command="python show.py && echo ${{inputs.text}} ${{inputs.whole}} ${{inputs.part}} "
+            "${{inputs.truth}} ${{inputs.direct}}",
+            inputs={
+                "local": Input(type="uri_file", path="data/a.txt"),
+                "asset": Input(type="uri_folder", path=f"{data.name}@latest"),
+                "short": Input(type="uri_folder", path=short),
+                "long": Input(type="uri_file", path=data.path.rstrip("/") + "/a.txt"),
+                "table": Input(type="mltable", path=short),
+                "model": Input(type="custom_model", path=f"azureml:{model.name}:{model.version}"),
+                "copy": Input(type="uri_folder", path=data.id, mode="download"),
+                "direct": Input(type="uri_folder", path=data.id, mode="direct"),
+                "web": Input(type="uri_file", path=address),
+                "text": "words",
+                "whole": 3,
+                "part": 0.5,
+                "truth": True,
+            },
+            outputs={"one": Output(type="uri_file", name=kept, version="7", mode="upload")},
+            environment=ENVIRONMENT,
+            compute="sdk-jobs",
+        )
+    )
+    done = ended(ml, job.name)
+    assert done.status == "Completed", done.properties
+    ml.jobs.download(job.name, download_path="got", all=True)
+    seen = json.loads(Path("got/artifacts/outputs/seen.json").read_text())
+    assert seen.pop("direct") == data.path.rstrip("/")
+    assert seen == {
+        **dict.fromkeys(["asset", "short", "table", "model", "copy"], ["a.txt"]),
+        **dict.fromkeys(["local", "long"], "a"),
+        "web": "from the web",
+    }
+    log = Path("got/artifacts/user_logs/std_log.txt").read_text()
+    assert "words 3 0.5 True azureml://subscriptions/" in log
+    assert next(Path("got").rglob("named-outputs/one/**/one")).read_text() == "kept"
+    assert ml.data.get(kept, version="7").type == "uri_file"
+    assert done.inputs["direct"].mode == "direct"
+    again = ml.jobs.create_or_update(
+        job_of("cat ${{inputs.d}}/a.txt", inputs={"d": Input(path=data.id, type="uri_folder")})
+    )
+    assert ended(ml, again.name).status == "Completed"
+    ml.jobs.download(again.name, download_path="again", all=True)
+    assert Path("again/artifacts/user_logs/std_log.txt").read_text() == "a"  # only the copy changed
+
+
+def test_a_file_that_was_to_be_kept_and_was_not_written_fails_the_job(ml: MLClient):
+    kept = {"one": Output(type="uri_file", name=f"never-{uuid.uuid4().hex[:8]}")}
+    done = ended(ml, ml.jobs.create_or_update(job_of("true", outputs=kept)).name)
+    assert (done.status, "has not written it" in done.properties["finery.error"]) == (
+        "Failed",
+        True,
+    )
+
+
+def test_what_a_job_saves_is_there_while_it_runs_and_after_it_is_cancelled(
+    ml: MLClient, tmp_path: Path
+):
+    job = ml.jobs.create_or_update(job_of("echo half > outputs/step_20.txt; sleep 600"))
+
+    def saved() -> list[str]:
+        files = mlflow.MlflowClient().list_artifacts(job.name, "outputs")
+        return [file.path for file in files]
+
+    until(lambda: ml.jobs.get(job.name).status == "Running" and saved())
+    assert saved() == ["outputs/step_20.txt"]
+    half = Model(path=f"azureml://jobs/{job.name}/outputs/artifacts/paths/outputs", name="half")
+    assert ml.models.create_or_update(half).version
+    ml.jobs.begin_cancel(job.name).wait()
+    ml.jobs.download(job.name, download_path=tmp_path, all=True)
+    assert (tmp_path / "artifacts/outputs/step_20.txt").read_text() == "half\n"
+
+
+def test_the_rank_that_fails_ends_the_others_and_its_last_words_are_the_jobs(
+    ml: MLClient, tmp_path: Path
+):
+    line = (
+        "echo node $NODE_RANK of $AZUREML_NODE_COUNT; "
+        "if [ $RANK = 1 ]; then echo the second is ill; exit 5; fi; sleep 600"
+    )
+    job = ml.jobs.create_or_update(
+        job_of(
+            line,
+            instance_count=2,
+            distribution={"type": "PyTorch", "process_count_per_instance": 1},
+        )
+    )
+    done = ended(ml, job.name)
+    assert done.status == "Failed"
+    said = "the second is ill (rank 1 ended with exit status 5)"
+    assert done.properties["finery.error"] == said
+    ml.jobs.download(job.name, download_path=tmp_path, all=True)
+    logs = tmp_path / "artifacts" / "user_logs"
+    assert (logs / "std_log_process_00.txt").read_text() == "node 0 of 2\n"
+    assert (logs / "std_log_process_01.txt").read_text().startswith("node 1 of 2\n")

@@ -1,4 +1,4 @@
-"""Sweeps with the official `azure-ai-ml`: an idea of the trial is enough, the runs are real.
+"""Sweeps with the official `azure-ai-ml`: small trials, but real ones.
 
 Trials really run here and log to MLflow as scripts do: that the SDK takes what we
 answer, that a metric logged in a process decides and that a trial which is behind
@@ -15,8 +15,9 @@ from typing import Any
 import mlflow
 import pytest
 from azure.ai.ml import MLClient, Output, command
+from azure.ai.ml import sweep as spaces
 from azure.ai.ml.entities import AmlCompute
-from azure.ai.ml.sweep import BanditPolicy, Choice, LogUniform, Normal, RandomSamplingAlgorithm, Uniform
+from azure.ai.ml.sweep import BanditPolicy, Choice, RandomSamplingAlgorithm, Uniform
 from azure.core.exceptions import HttpResponseError
 from azure.identity import DefaultAzureCredential
 
@@ -76,16 +77,9 @@ def idea(*, steps: int = 1, slow: str = "") -> Any:
     )
 
 
-def sweep_of(job: Any, **given: Any) -> Any:
+def swept(job: Any, **given: Any) -> Any:
     settings = {"sampling_algorithm": "random", "primary_metric": "loss", "goal": "Minimize"}
     return job.sweep(compute="sweeps", **{**settings, **given})
-
-
-def wait(ml: MLClient, name: str, *, seconds: float = 60) -> Any:
-    return until(lambda: (job := ml.jobs.get(name)).status in FINAL and job, seconds=seconds)
-
-
-FINAL = ("Completed", "Failed", "Canceled")
 
 
 def until(condition: Callable[[], Any], *, seconds: float = 60) -> Any:
@@ -97,11 +91,16 @@ def until(condition: Callable[[], Any], *, seconds: float = 60) -> Any:
     raise AssertionError("it did not happen in time")
 
 
+def ended(ml: MLClient, name: str) -> Any:
+    final = ("Completed", "Failed", "Canceled")
+    return until(lambda: (job := ml.jobs.get(name)).status in final and job, seconds=120)
+
+
 def test_a_grid_finds_the_best_and_its_outputs_are_the_sweeps(
     ml: MLClient, folder: Path, capsys: pytest.CaptureFixture[str]
 ):
     kept = f"best-{uuid.uuid4().hex[:8]}"
-    made = sweep_of(idea()(x=Choice([1, 3, 5])), sampling_algorithm="grid")
+    made = swept(idea()(x=Choice([1, 3, 5])), sampling_algorithm="grid")
     made.set_limits(max_total_trials=10, max_concurrent_trials=2, timeout=600, trial_timeout=60)
     made.outputs.made.name = kept
     made.experiment_name = "sdk-sweep"
@@ -122,3 +121,84 @@ def test_a_grid_finds_the_best_and_its_outputs_are_the_sweeps(
     run = mlflow.get_run(f"{job.name}_1")
     assert run.data.tags["mlflow.parentRunId"] == job.name
     assert (run.data.params["x"], run.data.metrics["loss"]) == ("3", 0)
+
+
+def test_a_trial_that_is_behind_is_ended_early(ml: MLClient, folder: Path):
+    made = swept(idea(steps=300, slow="slow")(x=Choice([3, 9])), sampling_algorithm="grid")
+    made.set_limits(max_total_trials=2, max_concurrent_trials=2)
+    made.early_termination = BanditPolicy(slack_factor=0.2, evaluation_interval=1)
+    job = ml.jobs.create_or_update(made)
+    done = ended(ml, job.name)
+    assert (done.status, done.properties["best_child_run_id"]) == ("Completed", f"{job.name}_0")
+    behind = ml.jobs.get(f"{job.name}_1")
+    assert behind.status == "Canceled"
+    assert "ended early by the bandit policy" in behind.properties["finery.warnings"]
+    assert done.early_termination == made.early_termination
+
+
+def test_every_distribution_is_drawn_from_and_comes_back_as_it_went(ml: MLClient):
+    space = {
+        "a": Choice(["x", {"deep": Uniform(0, 1)}]),
+        "b": spaces.Randint(upper=7),
+        "c": Uniform(0, 1),
+        "d": spaces.LogUniform(-6, -1),
+        "e": spaces.QUniform(1, 100, 5),
+        "f": spaces.QLogUniform(0, 5, 2),
+        "g": spaces.Normal(0, 1),
+        "h": spaces.LogNormal(0, 1),
+        "i": spaces.QNormal(10, 2, 1),
+        "j": spaces.QLogNormal(1, 1, 1),
+    }
+    line = "echo " + " ".join(f"${{{{inputs.{name}}}}}" for name in space)
+    tried = command(
+        command=line, inputs=dict.fromkeys(space, 1), environment=ENVIRONMENT, compute="sweeps"
+    )
+    sobol = RandomSamplingAlgorithm(rule="sobol", seed=7, logbase="e")
+    made = swept(tried(**space), sampling_algorithm=sobol, goal="maximize")
+    made.set_limits(max_total_trials=2, max_concurrent_trials=1)
+    job = ml.jobs.create_or_update(made)
+    done = ended(ml, job.name)
+    assert {name: done.search_space[name] for name in space} == space
+    assert (done.sampling_algorithm.rule.lower(), done.sampling_algorithm.seed) == ("sobol", 7)
+    assert done.objective.goal.lower() == "maximize"
+    assert done.trial.command == line.replace("inputs.", "search_space.")
+    # Nobody logged the metric: there is no best, and the sweep says why.
+    assert (done.status, "best_child_run_id" in done.properties) == ("Completed", False)
+    assert "has not logged the metric 'loss'" in done.properties["finery.warnings"]
+    tried_first = mlflow.get_run(f"{job.name}_0").data.params
+    assert set(tried_first) == set(space) and 0 <= int(tried_first["b"]) < 7
+
+
+def test_a_cancelled_sweep_takes_its_trials_with_it(ml: MLClient):
+    tried = command(
+        command="sleep ${{inputs.x}}", inputs={"x": 1}, environment=ENVIRONMENT, compute="sweeps"
+    )
+    made = swept(tried(x=Choice([601, 602, 603])))
+    made.set_limits(max_total_trials=3, max_concurrent_trials=3)
+    job = ml.jobs.create_or_update(made)
+    until(lambda: len(list(ml.jobs.list(parent_job_name=job.name))) == 3)
+    ml.jobs.begin_cancel(job.name).wait()
+    assert ml.jobs.get(job.name).status == "Canceled"
+    states = {child.status for child in ml.jobs.list(parent_job_name=job.name)}
+    assert states == {"Canceled"}
+    with pytest.raises(HttpResponseError):
+        ml.jobs.begin_cancel(job.name).wait()
+
+
+@pytest.mark.parametrize(
+    "space, changed, target",
+    [
+        (Uniform(0, 1), {"sampling_algorithm": "grid"}, "search_space.x"),
+        (Uniform(1, 0), {}, "search_space.x"),
+        (Choice([]), {}, "search_space.x"),
+        (Choice([1]), {"primary_metric": ""}, "objective.primary_metric"),
+    ],
+)
+def test_a_sweep_that_cannot_work_is_refused_with_the_field(
+    ml: MLClient, folder: Path, space: Any, changed: dict[str, Any], target: str
+):
+    made = swept(idea()(x=space), **changed)
+    made.set_limits(max_total_trials=1, max_concurrent_trials=1)
+    with pytest.raises(HttpResponseError) as caught:
+        ml.jobs.create_or_update(made)
+    assert (caught.value.status_code, caught.value.error.target) == (400, target)
