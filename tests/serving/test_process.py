@@ -8,6 +8,7 @@ serves most tests here: loading torch is what costs.
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from finery.serving import check
@@ -230,3 +232,133 @@ def test_a_script_needs_none_of_the_heavy_libraries(tmp_path: Path) -> None:
         [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60
     )
     assert done.stdout == "set()\n", done.stderr
+
+
+ALONE = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        top = name.partition(".")[0]
+        if top not in {*sys.stdlib_module_names, *ALLOWED, "finery"} and "azureml" not in top:
+            raise ModuleNotFoundError(f"{name} is not in this environment", name=name)
+
+ALLOWED = sys.argv[1].split(",")
+sys.meta_path.insert(0, Blocked())
+from finery.serving import host
+sys.exit(host.main(sys.argv[2:]))
+"""
+RAW = """
+from azureml_inference_server_http.api.aml_request import AMLRequest, rawhttp
+from azureml_inference_server_http.api.aml_response import AMLResponse
+from azureml.contrib.services import aml_request, aml_response
+assert aml_request.AMLRequest is AMLRequest and aml_response.AMLResponse is AMLResponse
+def init(): pass
+@rawhttp
+def run(request): return AMLResponse(request.get_data(), 200, {"X-Kind": "raw"})
+"""
+
+
+@pytest.mark.parametrize(
+    ("allowed", "source"),
+    [
+        ("httptools", "def init(): pass\ndef run(raw): return raw\n"),
+        ("httptools,uvloop", "def init(): pass\ndef run(raw): return raw\n"),
+        ("httptools,uvloop,werkzeug,markupsafe", RAW),
+    ],
+)
+def test_a_user_s_environment_needs_next_to_nothing(
+    tmp_path: Path, until: Until, allowed: str, source: str
+) -> None:
+    spec = script_spec(tmp_path, source)
+    (tmp_path / "serve.json").write_text(json.dumps(spec))
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-c", ALONE, allowed, "serve.json"],
+            cwd=tmp_path,
+            env=os.environ | {"FINERY_PROCESS_DIR": str(tmp_path)},
+            stdout=log,
+            stderr=log,
+        )
+    address = tmp_path / "address"
+    try:
+        until(lambda: address.exists() or process.poll() is not None)
+        assert address.exists(), (tmp_path / "log").read_text()
+        answer = httpx.post(f"{address.read_text()}/score", content=b"said", trust_env=False)
+        assert (answer.status_code, answer.content.strip(b'"')) == (200, b"said")
+    finally:
+        process.terminate()
+        status = process.wait(20)
+    assert status == 0
+
+
+KEPT = """
+import signal, sqlite3, threading
+def init():
+    global db
+    db = sqlite3.connect(":memory:")
+def run(raw):
+    signal.signal(signal.SIGALRM, signal.SIG_IGN)
+    return [db.execute("select 1").fetchone()[0], threading.current_thread().name]
+"""
+
+
+def test_init_and_run_share_the_main_thread(serve: Serve, tmp_path: Path) -> None:
+    with serve(script_spec(tmp_path, KEPT)) as served:
+        assert served.client.post("/score").json() == [1, "MainThread"]
+
+
+STUCK = """
+import os, threading
+def init(): pass
+def run(raw):
+    open(raw, "w").close()
+    threading.Event().wait()
+"""
+
+
+def test_a_run_that_never_returns_is_answered_and_does_not_keep_the_process(
+    serve: Serve, tmp_path: Path
+) -> None:
+    spec = script_spec(tmp_path, STUCK) | {"request_timeout_ms": 300, "max_queue_wait_ms": 100}
+    with serve(spec) as served:
+        late = served.client.post("/score", content=str(tmp_path / "began").encode())
+        assert (late.status_code, late.json()["error"]["code"]) == (408, "RequestTimeout")
+        assert served.client.get("/health").status_code == 200
+        assert served.client.post("/score", content=b"/nowhere").status_code == 429
+        served.process.send_signal(signal.SIGTERM)
+        assert served.process.wait(20) == 0
+        assert served.events()[-1]["warning"] == "run() had not returned"
+
+
+@pytest.mark.parametrize(
+    ("source", "why"),
+    [
+        ("import no_such_package\n", "cannot be imported: ModuleNotFoundError: No module named"),
+        ("def init(): open('/none')\ndef run(raw): pass\n", "FileNotFoundError"),
+        ("def init(): raise SystemExit(7)\ndef run(raw): pass\n", "SystemExit: 7"),
+        ("def init(:\n", "cannot be imported: SyntaxError"),
+    ],
+)
+def test_a_script_that_cannot_start_leaves_its_traceback_and_a_last_line(
+    tmp_path: Path, source: str, why: str
+) -> None:
+    (tmp_path / "serve.json").write_text(json.dumps(script_spec(tmp_path, source)))
+    done = subprocess.run(
+        [sys.executable, "-m", "finery.serving.host", "serve.json"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    last = json.loads(done.stdout.splitlines()[-1])
+    assert last["event"] == "cannot be served" and why in last["error"]
+    assert why.rpartition(": ")[2].split()[0] in done.stderr
+
+
+def test_what_azure_s_server_reads_and_ours_does_not_is_named(serve: Serve, tmp_path: Path) -> None:
+    spec = script_spec(tmp_path, "def init(): pass\ndef run(raw): pass\n")
+    with serve(spec, WORKER_COUNT="3", AML_APP_INSIGHTS_ENABLED="true") as served:
+        (said,) = [one for one in served.events() if one["event"] == "not honoured"]
+        assert said["names"] == ["AML_APP_INSIGHTS_ENABLED", "WORKER_COUNT"]

@@ -81,7 +81,9 @@ def data_in(given: Any, *, columns: list[str]) -> Any:
             return _frame(given)
         if columns:
             rows = given if given and isinstance(given[0], list) else [[one] for one in given]
-            return _frame(rows, columns=columns)
+            # Columns at the end may be left out; MLflow says which of them may not.
+            width = max((len(row) for row in rows if isinstance(row, list)), default=0)
+            return _frame(rows, columns=columns[:width] if rows else columns)
         return _array(given)
     raise invalid("must be a table, a list or an object", target="input_data")
 

@@ -24,13 +24,19 @@ from pathlib import Path
 from types import GeneratorType, ModuleType
 from typing import Any
 
-from finery.serving import contract, rawhttp, wire
+from finery.serving import contract, journal, rawhttp, wire
 from finery.serving.contract import Told
 from finery.serving.spec import BadSpec, Spec
 from finery.serving.swagger import Descriptions
 from finery.serving.wire import Answer, Exchange, Headers, Refusal
 
 FAILED = "An unexpected error occurred in scoring script. Check the logs for more info."
+
+# What Azure's server reads from the environment and this one does not.
+_IGNORED = (
+    "AML_APP_INSIGHTS_ENABLED", "AZUREML_CONFIG_FILE", "AZUREML_DEBUG_PORT", "SCORING_TIMEOUT_MS",
+    "SEPERATE_HEALTH_ENDPOINT", "WORKER_COUNT",
+)  # fmt: skip
 
 
 class Script:
@@ -102,6 +108,9 @@ def load(spec: Spec) -> Script:
             sys.path.insert(0, folder)
     os.chdir(code)
     _logs(code)
+    ignored = sorted(name for name in _IGNORED if os.environ.get(name, "false").lower() != "false")
+    if ignored:
+        journal.say("not honoured", names=ignored)
     rawhttp.install()
     module = _imported(script)
     loaded = _checked(module, spec.script)
