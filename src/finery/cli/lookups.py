@@ -227,15 +227,15 @@ def endpoint_logs(args: argparse.Namespace) -> None:
 
 def endpoint_rollback(args: argparse.Namespace) -> None:
     """Give an endpoint's traffic, or what a deployment runs, back what it was before."""
-    from finery.core import endpoints
+    from finery.core import rollback
 
     # A running server notices within a second.
     store, _, _ = open_home(args)
     if args.deployment:
-        made = endpoints.rollback_deployment(store, args.name, args.deployment)
+        made = rollback.deployment(store, args.name, args.deployment)
         found: dict[str, Any] = {"deployment": made.name, "status": made.status}
     else:
-        back = endpoints.rollback(store, args.name)
+        back = rollback.traffic(store, args.name)
         found = {"endpoint": back.name, "traffic": back.traffic, "mirror": back.mirror}
     _table(args, [found], tuple(found))
 

@@ -75,6 +75,7 @@ DEPLOYMENTS = Table(
     Column("created_by", String(255), nullable=False),
     Column("extras", JSON, nullable=False),
     Column("scaled", Integer),
+    Column("falls", Integer, nullable=False, server_default="0"),
     Column("before", JSON, nullable=False, server_default="{}"),
     UniqueConstraint("endpoint", "name"),
     Index("deployments_kept", "gone", "seq"),
@@ -114,7 +115,7 @@ class Deployment:
     spec: Serving
     status: str = "creating"
     revision: int = 1
-    restarts: dict[str, int] = field(default_factory=dict)  # instance -> how often, this revision
+    restarts: dict[str, int] = field(default_factory=dict)  # instance -> its earlier processes
     addresses: dict[str, str] = field(default_factory=dict)  # process id -> address, of the ready
     error: dict[str, Any] | None = None
     warnings: list[str] = field(default_factory=list)
@@ -125,6 +126,7 @@ class Deployment:
     changed_at: datetime = field(default_factory=ids.now)  # of the status
     created_by: str = ""
     extras: dict[str, Any] = field(default_factory=dict)
+    falls: int = 0  # of instances, that others have replaced
     scaled: int | None = None  # how many instances its load has asked for
     before: dict[str, Any] = field(default_factory=dict)  # the spec of what answered before this
 
@@ -189,7 +191,7 @@ def list(store: Store, workspace: str, *, after: str = "", limit: int = 100) -> 
 def update(store: Store, endpoint: Endpoint) -> Endpoint:
     """Write down texts, tags, traffic, mirror and extras.  Raises `Invalid` for odd traffic.
 
-    What the traffic was is kept, for `rollback`.
+    What the traffic was is kept, for `rollback.py`.
     """
     with store.transaction() as connection:
         old = get(store, endpoint.name)
@@ -201,18 +203,6 @@ def update(store: Store, endpoint: Endpoint) -> Endpoint:
         query = update_rows(ENDPOINTS).where(ENDPOINTS.c.name == endpoint.name)
         connection.execute(query.values(**vars(endpoint)))
     return endpoint
-
-
-def rollback(store: Store, name: str) -> Endpoint:
-    """Give the traffic (and its mirror) back the shares that it had before the last change."""
-    with store.transaction():
-        endpoint = get(store, name)
-        if not endpoint.before:
-            raise Conflict(
-                f"the traffic of endpoint {name!r} was never changed: nothing to go back to",
-                target=name,
-            )
-        return update(store, replace(endpoint, **endpoint.before))
 
 
 def regenerate(store: Store, name: str, which: str, value: str = "") -> Endpoint:
@@ -272,8 +262,11 @@ def deploy(store: Store, deployment: Deployment) -> Deployment:
                 target=old.name,
             )
         changed: dict[str, Any] = {**texts, "spec": deployment.spec}
-        changed["scaled"] = old.scaled if deployment.spec.scaling else None
-        if not _only_counts(old, deployment.spec):
+        if old.scaled is not None:
+            changed["scaled"] = max(old.scaled, 1) if deployment.spec.scaling else None
+        if _only_counts(old, deployment.spec):
+            changed["restarts"] = _fewer(old, replace(old, **changed)).restarts
+        else:
             changed |= {"revision": old.revision + 1, "restarts": {}}
             changed["warnings"] = deployment.warnings
             if old.status in ("ready", "unhealthy"):
@@ -281,18 +274,6 @@ def deploy(store: Store, deployment: Deployment) -> Deployment:
         if old.status == "creating":
             return _write(store, replace(old, **changed, changed_at=ids.now()))
         return move(store, old, "updating", error=None, **changed)
-
-
-def rollback_deployment(store: Store, endpoint: str, name: str) -> Deployment:
-    """Ask for what a deployment ran, and what answered, before it was last changed."""
-    with store.transaction():
-        deployment = get_deployment(store, endpoint, name)
-        if not deployment.before:
-            raise Conflict(
-                f"deployment {name!r} has run nothing before: there is nothing to go back to",
-                target=name,
-            )
-        return deploy(store, replace(deployment, spec=serving.read(deployment.before)))
 
 
 def get_deployment(store: Store, endpoint: str, name: str) -> Deployment:
@@ -358,8 +339,8 @@ def move(
 
 
 def place(store: Store, deployment: Deployment, **changed: Any) -> Deployment:
-    """Write down where the ready instances answer (`addresses`), and their `restarts`."""
-    assert set(changed) <= {"addresses", "restarts"}
+    """Write down where the ready instances answer (`addresses`), their `restarts` and `falls`."""
+    assert set(changed) <= {"addresses", "restarts", "falls"}
     with store.transaction():
         return _write(store, replace(_unchanged(store, deployment), **changed))
 
@@ -369,7 +350,7 @@ def scale(store: Store, deployment: Deployment, count: int, *, reason: str) -> D
     with store.transaction():
         found = _unchanged(store, deployment)
         _event(store, found, f"scaled from {found.count} to {count}: {reason}")
-        return _write(store, replace(found, scaled=count))
+        return _write(store, _fewer(found, replace(found, scaled=count)))
 
 
 def warn(store: Store, deployment: Deployment, warnings: Sequence[str]) -> Deployment:
@@ -386,6 +367,12 @@ def _only_counts(old: Deployment, spec: Serving) -> bool:
     """Say whether a change is one of how many instances there are: those at work stay."""
     same = replace(spec, instances=old.spec.instances, scaling=old.spec.scaling) == old.spec
     return same and spec != old.spec and old.status in ("ready", "unhealthy")
+
+
+def _fewer(old: Deployment, new: Deployment) -> Deployment:
+    """Give an instance that goes another process for when it comes back: ids are not used twice."""
+    gone = {str(n): old.restarts.get(str(n), 0) + 1 for n in range(new.count, old.count)}
+    return replace(new, restarts={**old.restarts, **gone})
 
 
 def _unchanged(store: Store, deployment: Deployment) -> Deployment:

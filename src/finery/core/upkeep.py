@@ -163,7 +163,6 @@ class Upkeep:
         return endpoints.place(self.store, deployment, addresses=there)
 
     def _bring_up(self, deployment: Deployment) -> None:
-        deployment = self._renumbered(deployment)
         reports, fallen = self._reports(deployment), {}
         for instance, report in reports.items():
             if report.state == "unknown":
@@ -207,7 +206,7 @@ class Upkeep:
             raise Failure(f"instance {instance} was not ready within {patience:g} s{why}")
 
     def _look_after(self, deployment: Deployment) -> None:
-        deployment = self._renumbered(self._scaled(deployment))
+        deployment = self._scaled(deployment)
         ready, fallen = {}, {}
         for instance, report in self._reports(deployment).items():
             if report.state == "unknown":
@@ -241,16 +240,6 @@ class Upkeep:
         logger.info("deployment %s: from %s to %s instances", deployment.name, count, wanted)
         return endpoints.scale(self.store, deployment, wanted, reason=f"{load.now} under way")
 
-    def _renumbered(self, deployment: Deployment) -> Deployment:
-        """Give an instance that is wanted again while it ends another process."""
-        again = [n for n in range(deployment.count) if deployment.process(n) in self._leaving]
-        if not again:
-            return deployment
-        restarts = {**deployment.restarts}
-        for instance in again:
-            restarts[str(instance)] = restarts.get(str(instance), 0) + 1
-        return endpoints.place(self.store, deployment, restarts=restarts)
-
     def _replace(
         self, deployment: Deployment, fallen: Mapping[int, Report], *, addresses: dict[str, str]
     ) -> None:
@@ -266,7 +255,8 @@ class Upkeep:
                 raise Failure(f"instance {instance} fell {_MOST_RESTARTS + 1} times{why}")
             restarts[str(instance)] = restarts.get(str(instance), 0) + 1
             logger.warning("deployment %s: instance %s is replaced", deployment.name, instance)
-        endpoints.place(self.store, deployment, addresses=addresses, restarts=restarts)
+        falls = deployment.falls + len(fallen)
+        endpoints.place(self.store, deployment, addresses=addresses, restarts=restarts, falls=falls)
         for id in ends:
             self._stop(id)
 

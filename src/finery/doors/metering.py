@@ -110,7 +110,7 @@ def tell(text: Text, deployment: Deployment, line: Line, *, share: int) -> None:
         ("queue", "gauge", queue.waiting),
         ("instances_wanted", "gauge", deployment.count),
         ("instances_ready", "gauge", len(deployment.addresses)),
-        ("instance_restarts", "gauge", sum(deployment.restarts.values())),
+        ("instance_restarts_total", "counter", deployment.falls),
         ("traffic_percent", "gauge", share),
         ("retried_total", "counter", meter.retried),
         ("mirrored_total", "counter", meter.copies),

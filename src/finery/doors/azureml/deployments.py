@@ -14,6 +14,7 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from finery.core import assets, endpoints
 from finery.core import references as core_references
+from finery.core import rollback as core_rollback
 from finery.core.endpoints import Deployment, Endpoint
 from finery.core.errors import Failure, Invalid, NotFound, NotSupported
 from finery.core.serving import Probe, Serving
@@ -115,7 +116,7 @@ def add(routes: APIRouter, house: House) -> None:
     @routes.post(f"{one}/rollback")  # ours: Azure has no word for it
     def rollback(request: Request, name: str, caller: Caller = need) -> Response:
         workspace, endpoint = there(request, caller)
-        made = endpoints.rollback_deployment(house.store, endpoint.name, name)
+        made = core_rollback.deployment(house.store, endpoint.name, name)
         house.wake()
         return operations.started(request, deployment_out(workspace, made), "put", status=200)
 
@@ -200,6 +201,8 @@ def deployment_out(workspace: Workspace, deployment: Deployment) -> dict[str, An
             "instanceType": spec.size or None,
             "scaleSettings": scales.rule_out(spec.scaling),
             "requestSettings": _requests_out(spec),
+            # The SDK fails over a deployment on Kubernetes without the field.
+            "containerResourceRequirements": {} if _kind(deployment) == "Kubernetes" else None,
             "livenessProbe": _probe_out(spec.liveness),
             "readinessProbe": _probe_out(spec.readiness),
         },

@@ -14,6 +14,7 @@ import fastapi
 from fastapi import APIRouter, Depends, Request, Response
 
 from finery.core import endpoints, ids, tickets
+from finery.core import rollback as core_rollback
 from finery.core.endpoints import Endpoint
 from finery.core.errors import Conflict, Invalid, NotFound, NotSupported
 from finery.core.workspaces import Caller, Workspace
@@ -110,7 +111,7 @@ def router(house: House) -> APIRouter:
     def rollback(request: Request, name: str, caller: Caller = need) -> Response:
         workspace = wire.room(house, request, caller)
         find(house, workspace, name)
-        back = endpoints.rollback(house.store, name)
+        back = core_rollback.traffic(house.store, name)
         return wire.answer(endpoint_out(house, workspace, back))
 
     @routes.post(f"{one}/token")
