@@ -165,3 +165,6 @@ def finetune(imported: Path, encoded: Path, folder: Path, **words: object) -> in
 
 def flags(**words: object) -> list[str]:
     return [part for name, value in words.items() for part in (f"--{name}", str(value))]
+
+
+from .small_vqa import florence, prepared, tuned_vqa  # noqa: E402, F401 (fixtures for all tests here)

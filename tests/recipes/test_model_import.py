@@ -100,3 +100,33 @@ def test_what_is_missing_is_named_and_nothing_half_made_stays(
     assert "there are no weights" in refused(pytorch_model_path=bare)
     shutil.copy(base / "model.safetensors", bare)
     assert "there is no tokenizer" in refused(pytorch_model_path=bare)
+
+
+def test_microsoft_s_florence_becomes_transformers_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A model of 0.2 million parameters is loaded: only that shows that nothing foreign is run."""
+    from finery.recipes import florence2
+
+    from . import small_florence
+
+    model, _ = florence2.load(small_florence.native(tmp_path / "native"))
+    for pickle in (False, True):
+        given = small_florence.original(model, tmp_path / f"original{pickle}", pickle=pickle)
+        out = tmp_path / f"imported{pickle}"
+        words = {"pytorch_model_path": given, "output_dir": out}
+        assert model_import.main(flags(**words, task_name="VisualQuestionAnswering")) == 0
+        assert "translated from Microsoft's original format" in capsys.readouterr().out
+        assert not florence2.is_original(out) and not list(out.glob("*.py"))
+        assert checkpoint.load(out).config.text_config.vocab_size % 64 == 0
+        assert checkpoint.processor(out).num_image_tokens == small_florence.TOKENS
+
+
+def test_a_language_model_is_no_model_of_pictures(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = flags(pytorch_model_path=base, output_dir=tmp_path, task_name="VisualQuestionAnswering")
+    assert model_import.main(words) == 1
+    assert "is a phi3; questions about pictures are answered by Florence-2" in (
+        capsys.readouterr().err
+    )

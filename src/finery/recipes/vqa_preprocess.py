@@ -106,10 +106,12 @@ def columns(given: Any) -> Columns:
 
 
 def _encoder(given: Spec, processor: Any) -> Encoder:
-    from transformers import AutoConfig, GenerationConfig
+    from transformers import AutoConfig, GenerationConfig, logging
 
     from finery.recipes.vqa_encoding import Encoder
 
+    # What is too long for the model is said here by file and line.
+    logging.set_verbosity_error()
     folder = str(checkpoint.find(given.model_selector_output))
     config, generation = AutoConfig.from_pretrained(folder), GenerationConfig()
     if (Path(folder) / "generation_config.json").is_file():
