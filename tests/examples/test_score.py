@@ -140,8 +140,8 @@ def test_bad_input_is_the_callers_mistake_by_name(
 ) -> None:
     answer = score.run(body if isinstance(body, str) else json.dumps(asked(**body)))
     assert answer.status_code == 400
-    assert why in answer.message["error"]
-    assert len(answer.message["error"]) < 300
+    assert why in answer.message["error"]["message"]
+    assert len(answer.message["error"]["message"]) < 300
 
 
 @pytest.mark.parametrize("name", ["task_prompt", "text_input", "image_input"])
@@ -149,7 +149,8 @@ def test_a_missing_field_is_named(score: ModuleType, name: str) -> None:
     request = asked()
     del request[name]
     answer = score.run(json.dumps(request))
-    assert (answer.status_code, answer.message) == (400, {"error": f"{name} is missing"})
+    assert answer.status_code == 400
+    assert answer.message == {"error": {"code": "BadRequest", "message": f"{name} is missing"}}
 
 
 def test_a_batch_that_fails_fails_its_callers_and_no_other(

@@ -6,8 +6,8 @@ A request, and its answer:
      "params": {"max_new_tokens": 64, "num_beams": 3}}
     {"result": "{'DocVQA': '12.50'}", "answer": "12.50"}
 
-A list of requests is answered with a list.  What cannot be answered gets HTTP status 400 with
-{"error": WHY}.  Calls that come in together are answered together, in one batch of the model.
+A list of requests is answered with a list.  What cannot be answered gets HTTP status 400 and
+{"error": {"code": "BadRequest", "message": WHY}}, as the SDK reads errors.  Calls that come in together are answered together, in one batch of the model.
 """
 
 from __future__ import annotations
@@ -220,4 +220,5 @@ def refusal(why: str) -> Any:
         from azureml_inference_server_http.api.aml_response import AMLResponse
     except ImportError:
         from azureml.contrib.services.aml_response import AMLResponse
-    return AMLResponse({"error": why}, 400, json_str=True)
+    error = {"code": "BadRequest", "message": why}
+    return AMLResponse({"error": error}, 400, json_str=True)
