@@ -7,7 +7,8 @@ A request, and its answer:
     {"result": "{'DocVQA': '12.50'}", "answer": "12.50"}
 
 A list of requests is answered with a list.  What cannot be answered gets HTTP status 400 and
-{"error": {"code": "BadRequest", "message": WHY}}, as the SDK reads errors.  Calls that come in together are answered together, in one batch of the model.
+{"error": {"code": "BadRequest", "message": WHY}}, as the SDK reads errors.  Calls that come in
+together are answered together, in one batch of the model.
 """
 
 from __future__ import annotations
