@@ -71,7 +71,7 @@ def work(given: Spec) -> None:
         reporter.close()
 
 
-def notes(given: Spec, *, gpus: int) -> list[str]:
+def notes(given: Hyperparameters, *, gpus: int) -> list[str]:
     """What was asked for and does nothing here, each said in a line."""
     said = []
     if given.apply_ort:

@@ -141,6 +141,9 @@ def _original(model: Path) -> bool:
 
 
 def _translate(model: Path, part: Path) -> None:
+    from transformers import logging
+
+    logging.disable_progress_bar()
     try:
         made, processor = florence2.load(model, dtype="auto")
     except florence2.NotFlorence as error:

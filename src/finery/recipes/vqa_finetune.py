@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finery import checkpoint
-from finery.recipes import arguments, folders, hyperparameters, spec, vqa_preprocess
+from finery.recipes import arguments, finetune, folders, hyperparameters, spec, vqa_preprocess
 from finery.recipes.hyperparameters import Hyperparameters
 from finery.recipes.metrics import Reporter
 from finery.recipes.spec import Failed, WrongWords, flag
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 BESIDE = ("MLmodel", "LICENSE", "LICENSE.txt", "finetune_config.json")
 SETTINGS = "vqa.json"
+SEEN_AT_ONCE = 8  # pictures, with no gradient to keep
 LANGUAGE = r".*language_model.*\.(q_proj|k_proj|v_proj|out_proj|fc1|fc2)"
 VISION = r".*vision_tower.*\.(qkv|proj|fc1|fc2)"
 
@@ -81,8 +82,8 @@ def work(given: Spec) -> None:
     transformers.logging.disable_progress_bar()
     if not torch.cuda.is_available() and os.environ.get("OMP_NUM_THREADS"):
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    if given.apply_deepspeed and torch.cuda.device_count() < 2:
-        _say("apply_deepspeed: there are no GPUs to divide the model among; training goes on")
+    for note in finetune.notes(given, gpus=torch.cuda.device_count()):
+        _say(note)
     reporter = Reporter()
     tags = {"run_algorithm": "visual-question-answering"}
     reporter.describe(params=spec.words(given), tags=tags)
@@ -217,7 +218,7 @@ def _see_once(given: Spec, trainer: Trainer, half: str) -> None:
         folder=given.pytorch_model_folder,
         half=half,
         accelerator=trainer.accelerator,
-        batch=given.per_device_eval_batch_size,
+        batch=max(SEEN_AT_ONCE, given.per_device_eval_batch_size),
     )
     if found is not None:
         vqa_features.attach(trainer.model)

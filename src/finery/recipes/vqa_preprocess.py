@@ -89,7 +89,7 @@ def work(given: Spec) -> None:
                 tallies[split] = _write(out / f"{split}.jsonl", rows, encoder, given)
             _describe(out, given, tallies, len(table.shelf))
     except OSError as error:
-        raise Failed(f"{given.output_dir}: {error.strerror or error}") from error
+        raise Failed(f"{error.filename or given.output_dir}: {error.strerror or error}") from error
     for split, tally in tallies.items():
         dropped = ", ".join(f"{n} {why}" for why, n in tally.dropped.items()) or "none"
         print(
