@@ -13,10 +13,12 @@ import pytest
 
 from finery.serving import chat, check
 from finery.serving.chat import Chat, Limits, Scoring, Wish
-from finery.serving.host import Host
+from finery.serving.routes import Host
 from finery.serving.sampling import Choice
 from finery.serving.spec import Spec
 from finery.serving.wire import Refusal
+
+from .loopback import answering
 
 SETTINGS = SimpleNamespace(
     do_sample=False, temperature=None, top_p=None, top_k=None, repetition_penalty=None
@@ -213,6 +215,9 @@ def test_what_does_not_fit_is_refused_with_the_number_of_tokens(served: Chat) ->
         served.start(HELLO, Wish(max_new=122), target="messages")
     with pytest.raises(Refusal, match=r"messages: \d{3} tokens do not fit"):
         served.start([{"role": "user", "content": "xyz" * 80}], Wish(), target="messages")
+    with pytest.raises(Refusal, match=r"messages: \d{5,6} tokens do not fit") as refused:
+        served.start([{"role": "user", "content": "why? " * 20_000}], Wish(), target="messages")
+    assert (refused.value.status, refused.value.code) == (400, "context_length_exceeded")
     assert served.engine.waiting == served.engine.running == 0
 
 
@@ -233,8 +238,7 @@ def told(served: Chat, story: Any, **spec: Any) -> None:
 
     async def whole() -> None:
         host = Host(Spec(kind="chat", model="m", **spec), chat=served)
-        transport = httpx.ASGITransport(app=host)  # type: ignore[arg-type]
-        async with httpx.AsyncClient(transport=transport, base_url="http://host") as client:
+        async with answering(host) as client:
             await story(client)
 
     asyncio.run(whole())
