@@ -66,6 +66,14 @@ BOUNDS = {
     "ready after": Bound(3, 1, most=True),
     "memory when idle": Bound(300, 120, most=True),
     "processor use when idle": Bound(1, 0.5, most=True),
+    "small, 1 callers, requests/s": Bound(1.5, 2.5, ratio=True),
+    "small, 16 callers, requests/s": Bound(2.5, 5, ratio=True),
+    "300 KB, 1 callers, requests/s": Bound(1, 1.5, ratio=True),
+    "300 KB, 16 callers, requests/s": Bound(1, 1.5, ratio=True),
+    "300 KB, 1 callers, us of CPU per request": Bound(1, 0.7, most=True, ratio=True),
+    "small, 16 callers, us of CPU per request": Bound(150, 80, most=True),
+    "probe while run() sleeps, ms p99": Bound(20, 5, most=True),
+    "probe while run() spins, ms p99": Bound(20, 5, most=True),
     "log_metric, calls/s": Bound(0, 600),
     "fine-tuning, against the better of TRL's": Bound(1, 1.5, ratio=True),
     "fine-tuning, against TRL as it comes": Bound(1, 3.5, ratio=True),
@@ -162,6 +170,21 @@ def serving(text: str) -> Iterator[Row]:
             yield row
 
 
+def scoring(text: str) -> Iterator[Row]:
+    """Ours beside the official host, by the name behind the colon."""
+    rows = list(named(text))
+    theirs = {
+        (row.name.partition(": ")[2], row.unit): row.value
+        for row in rows
+        if row.name.startswith("official: ")
+    }
+    for row in rows:
+        who, _, name = row.name.partition(": ")
+        if who == "ours":
+            peer = theirs.get((name, row.unit))
+            yield Row(f"{name}, {row.unit}", row.value, row.unit, peer, "official host")
+
+
 def tracking(text: str) -> Iterator[Row]:
     for name, found in json.loads(text).items():
         yield Row(name, found["value"])
@@ -208,6 +231,12 @@ PARTS = (
         sft,
     ),
     Part("serving", ["serving.py", "--json"], ["serving.py", "--json"], serving),
+    Part(
+        "scoring",
+        ["scoring.py", "--json"],
+        ["scoring.py", "--json", "--rounds", "1", "--seconds", "1"],
+        scoring,
+    ),
     Part(
         "storage",
         ["storage.py", "--client", str(CLIENT)],

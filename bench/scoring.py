@@ -112,7 +112,7 @@ def rounds(
 ) -> dict[str, Figures]:
     """The median round of each server; their rounds alternate."""
     found: dict[str, list[Figures]] = {who: [] for who in servers}
-    for who, (port, _) in servers.items():
+    for port, _ in servers.values():
         uvloop.run(load(port, body, callers, 0.3))
     for _ in range(count):
         for who, (port, pid) in servers.items():

@@ -1,11 +1,10 @@
-"""Figures of the serving side, each beside its anchor, measured in one run.
+"""Figures of a chat deployment, each beside its anchor, measured in one run.
 
     python bench/serving.py [--json] [--threads 1] [--model FOLDER]
 
-Chat: tokens per second through a real serving process with 1 and 8 callers, beside a
-bare loop over the model's forward with the same batch and the same threads; time of the
-first request; memory.  Scoring: requests per second and processor time per request of a
-trivial score.py with 1 and 16 callers; how long a probe takes while run() is busy.
+Tokens per second through a real serving process with 1 and 8 callers, beside a bare
+loop over the model's forward with the same batch and the same threads; time of the first
+request; memory.  A user's own script: `scoring.py`.
 """
 
 from __future__ import annotations
@@ -46,17 +45,6 @@ while time.process_time() - used < 3:
 tokens = rounds * batch * new
 print(tokens / (time.perf_counter() - began), tokens / (time.process_time() - used))
 """
-SCRIPT = """
-import json, time
-def init(): pass
-def run(data):
-    wait = json.loads(data).get("wait", 0)
-    if wait: time.sleep(wait)
-    spin = json.loads(data).get("spin", 0)
-    end = time.perf_counter() + spin
-    while time.perf_counter() < end: pass
-    return {"sum": 3}
-"""
 
 
 def main() -> int:
@@ -65,14 +53,10 @@ def main() -> int:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--model", default="")
-    parser.add_argument("--only", choices=["chat", "scoring"])
     wanted = parser.parse_args()
-    rows: list[tuple[str, float, str]] = []
+    rows: list[tuple[str, float, str]]
     with tempfile.TemporaryDirectory() as place:
-        if wanted.only != "scoring":
-            rows += chat(Path(place), wanted.model, wanted.threads)
-        if wanted.only != "chat":
-            rows += asyncio.run(scoring(Path(place)))
+        rows = chat(Path(place), wanted.model, wanted.threads)
     if wanted.json:
         print(json.dumps({f"{name} [{unit}]": value for name, value, unit in rows}))
     else:
@@ -109,30 +93,6 @@ def chat(place: Path, model: str, threads: int) -> list[tuple[str, float, str]]:
     return rows
 
 
-async def scoring(place: Path) -> list[tuple[str, float, str]]:
-    """The scoring figures."""
-    code = place / "code"
-    code.mkdir()
-    (code / "score.py").write_text(SCRIPT)
-    rows: list[tuple[str, float, str]] = []
-    spec = {"kind": "script", "code": str(code), "script": "score.py", "max_queue_wait_ms": 5000}
-    began = time.perf_counter()
-    with serving(place, spec, 1) as (port, pid):
-        rows.append(("scoring: start to ready", time.perf_counter() - began, "s"))
-        for callers in (1, 16):
-            await load(port, callers, 0.5)
-            used = processor_time(pid)
-            requests, seconds = await load(port, callers, 3)
-            used = processor_time(pid) - used
-            rows.append((f"scoring: {callers} callers", requests / seconds, "requests/s"))
-            rows.append((f"scoring: server CPU, {callers} callers", used / requests * 1e6, "us"))
-        rows.append(("scoring: memory", memory(pid) / 2**20, "MiB"))
-        for kind in ("wait", "spin"):
-            worst = await probes(port, kind)
-            rows.append((f"scoring: p99 of probes while run() {kind}s 1 s", worst * 1e3, "ms"))
-    return rows
-
-
 async def timed_chat(port: int, callers: int, requests: int) -> tuple[int, float]:
     """Tokens and seconds of so many completions from so many callers."""
     todo = iter(range(requests))
@@ -150,37 +110,6 @@ async def timed_chat(port: int, callers: int, requests: int) -> tuple[int, float
     began = time.perf_counter()
     await asyncio.gather(*(caller() for _ in range(callers)))
     return tokens, time.perf_counter() - began
-
-
-async def load(port: int, callers: int, seconds: float) -> tuple[int, float]:
-    """Requests answered in about that time."""
-    done = 0
-    began = time.perf_counter()
-
-    async def caller() -> None:
-        nonlocal done
-        link = await asyncio.open_connection("127.0.0.1", port)
-        while time.perf_counter() - began < seconds:
-            await ask(link, "POST", "/score", '{"data": [1, 2]}')
-            done += 1
-
-    await asyncio.gather(*(caller() for _ in range(callers)))
-    return done, time.perf_counter() - began
-
-
-async def probes(port: int, kind: str) -> float:
-    """The 99th percentile of a probe's time while run() is busy for a second."""
-    slow = await asyncio.open_connection("127.0.0.1", port)
-    link = await asyncio.open_connection("127.0.0.1", port)
-    busy = asyncio.ensure_future(ask(slow, "POST", "/score", json.dumps({kind: 1})))
-    times = []
-    while not busy.done():
-        began = time.perf_counter()
-        await ask(link, "GET", "/health", "")
-        times.append(time.perf_counter() - began)
-        await asyncio.sleep(0.002)
-    await busy
-    return sorted(times)[int(len(times) * 0.99)]
 
 
 async def ask(

@@ -15,10 +15,11 @@ import httpx
 import pytest
 
 from finery.serving import script, wire
-from finery.serving.connection import Listener
 from finery.serving.routes import Host, plain
 from finery.serving.spec import Spec
 from finery.serving.wire import Refusal
+
+from .loopback import answering
 
 Story = Callable[[httpx.AsyncClient], Awaitable[None]]
 
@@ -39,20 +40,8 @@ def play(
         serves = scorer or plain(score or echo)
         host = Host(document, scorer=serves, secret=secret, deployment="blue")
         made.append(host)
-        assert host.workers is not None
-        host.workers.start()
-        listener = Listener(host)
-        loop = asyncio.get_running_loop()
-        server = await loop.create_server(listener.connect, "127.0.0.1", 0)
-        address = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        try:
-            async with httpx.AsyncClient(base_url=address, trust_env=False, timeout=20) as client:
-                await story(client)
-        finally:
-            server.close()
-            await listener.close(5)
-            host.workers.stop()
-        host.journal.flush()
+        async with answering(host) as client:
+            await story(client)
 
     asyncio.run(whole())
     return made[0]
