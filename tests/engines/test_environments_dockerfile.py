@@ -43,13 +43,11 @@ ENV NCCL_DEBUG=INFO MODE="a b"
 def test_the_guides_context_is_read_whole(context) -> None:
     found = context(GUIDE)
     assert found.image.endswith("biweekly.202311.1")
-    assert found.steps == (("six==1.16.0",), ("flash-attn==2.5.9",))
+    assert found.steps == (("six==1.16.0",), ("--no-build-isolation", "flash-attn==2.5.9"))
     assert found.variables == {"NCCL_DEBUG": "INFO", "MODE": "a b"}
     assert found.warnings == (
         "not honoured: Dockerfile line 3: apt-get -y update",
         "not honoured: Dockerfile line 3: apt-get install -y --no-install-recommends git curl",
-        "not honoured: Dockerfile line 10: --no-build-isolation of MAX_JOBS=4 pip install "
-        "flash-attn==2.5.9 --no-build-isolation",
     )
 
 
@@ -70,6 +68,7 @@ def test_the_guides_context_is_read_whole(context) -> None:
         ("pip install torch -i https://x.test/cpu && pip install six",
          [("--index-url https://x.test/cpu", "torch"), ("six",)]),
         ("pip install -f https://x.test/wheels six", [("--find-links https://x.test/wheels", "six")]),
+        ("pip install six --no-deps", [("--no-deps", "six")]),
         ("pip install --pre six", [("--pre", "six")]),
         ("pip install --upgrade pip setuptools wheel", []),
         ("pip install git+https://x.test/a.git@v1", [("git+https://x.test/a.git@v1",)]),
@@ -90,7 +89,7 @@ def test_every_way_to_say_pip_install_is_understood(context, line: str, steps: l
 @pytest.mark.parametrize(
     "line",
     ["apt-get install -y git", "make", "curl -sSL https://x.test/a.sh | bash", "pip download six",
-     "python setup.py install", "pip install six --no-deps", "npm ci"],
+     "python setup.py install", "pip install six --target /x", "npm ci"],
 )  # fmt: skip
 def test_what_else_it_does_is_named_with_its_line(context, line: str) -> None:
     found = context(f"FROM python:3.11\n\nRUN {line}\n")

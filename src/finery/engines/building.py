@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from finery.core.errors import Unavailable
-from finery.engines import explaining, images, interpreters, keeper, requirements, sharing
+from finery.engines import explaining, images, installing, interpreters, keeper, sharing
 from finery.engines.wanted import Wanted
 
 READY = "ready.json"
@@ -61,29 +61,19 @@ def build(wanted: Wanted, folder: Path) -> None:
 
 
 def by_uv(wanted: Wanted, folder: Path) -> dict[str, Any]:
-    """Make an environment of packages of the index; return what ready.json says."""
-    chosen = interpreters.choose(wanted.python, serving=wanted.serving, say=say)
-    say(f"Python {chosen.version} in an environment of its own")
-    run(interpreters.uv(), "venv", "--quiet", "--python", str(chosen.path), str(folder))
-    steps = [[*step] for step in wanted.steps]
-    shared = _shared(wanted, folder, steps, same=chosen.same)
-    if wanted.serving:
-        steps = [*steps[:-1], [*(steps[-1] if steps else ()), *images.HOST]]
+    """Make an environment of packages of the index, or with conda where that lacks one."""
     try:
-        for step in steps:
-            install(step, folder, Path(wanted.folder or folder), torch="torch" in shared)
+        ready = installing.make(wanted, folder, run=run, say=say)
     except explaining.Ended as ended:
-        if not wanted.conda or "not found in the package registry" not in ended.said:
+        if not wanted.conda or "was not found in the" not in ended.said:
             raise
-        if not interpreters.conda():
+        if interpreters.conda() is None:
             hint = "a package that only conda has needs conda or micromamba on this machine"
             raise explaining.Ended(ended.said, hint) from None
         say("the package index does not have all of it: once more, with conda")
         return by_conda(wanted, folder)
-    _settle(wanted, folder, shared)
     _let_host_in(wanted, folder)
-    warnings = [*wanted.warnings, *chosen.warnings]
-    return {"warnings": warnings, "variables": wanted.variables, "python": "bin/python"}
+    return ready
 
 
 def by_conda(wanted: Wanted, folder: Path) -> dict[str, Any]:
@@ -104,25 +94,6 @@ def by_conda(wanted: Wanted, folder: Path) -> dict[str, Any]:
         run(interpreters.uv(), *words)
     _let_host_in(wanted, folder)
     return {"warnings": [*wanted.warnings], "variables": {}, "python": "bin/python"}
-
-
-def install(lines: list[str], folder: Path, inside: Path, *, torch: bool) -> None:
-    """Install the lines of a requirements file.  `torch`: ours is there, and is to stay."""
-    file = folder / "requirements.txt"
-    file.write_text("\n".join(lines) + "\n")
-    words = ["pip", "install", "--python", str(folder), "--requirement", str(file)]
-    if torch:
-        kept = folder / "constraints.txt"
-        kept.write_text(f"torch=={sharing.packages()['torch'].version.partition('+')[0]}\n")
-        words += ["--constraint", str(kept)]
-    say("installing " + ", ".join(line for line in lines if not line.startswith("-"))[:2000])
-    try:
-        run(interpreters.uv(), *words, cwd=inside)
-    except explaining.Ended as ended:
-        if not torch or not explaining.concerns(ended.said, "torch"):
-            raise
-        say("it does not go with the PyTorch that is here: once more, with one of its own")
-        run(interpreters.uv(), *words[:-2], *interpreters.torch_backend(), cwd=inside)
 
 
 def run(*words: str, cwd: Path | None = None) -> None:
@@ -147,36 +118,6 @@ def run(*words: str, cwd: Path | None = None) -> None:
 
 def say(line: str) -> None:
     print(line, flush=True)
-
-
-def _shared(wanted: Wanted, folder: Path, steps: list[list[str]], *, same: bool) -> set[str]:
-    """Have of our packages what the environment may begin with; return their names."""
-    if not same:
-        return set()
-    ours = sharing.packages()
-    if wanted.on_ours:
-        names = {*ours}
-    else:
-        asked = {requirements.name(line): line for step in steps for line in step}
-        names = {"pip"} - {*asked}
-        if interpreters.fits(ours.get("torch"), asked.get("torch", "torch")):
-            names |= {one for one in ours if sharing.WITH_TORCH.fullmatch(one)}
-        if wanted.serving:
-            names |= sharing.closure(images.HOST, ours) - {*asked}
-    return {*sharing.share(folder, sorted(names))}
-
-
-def _settle(wanted: Wanted, folder: Path, shared: set[str]) -> None:
-    """Drop the PyTorch that was there to begin with, where in the end nothing needs it."""
-    if "torch" not in shared or wanted.on_ours:
-        return
-    there = sharing.packages(sharing.site(folder))
-    asked = [line for step in wanted.steps for line in step if requirements.name(line)]
-    if "torch" in sharing.closure([*asked, *({*there} - shared)], there):
-        say("PyTorch is the one that is here already: nothing of it was downloaded")
-        return
-    extra = sorted(one for one in there if sharing.WITH_TORCH.fullmatch(one))
-    run(interpreters.uv(), "pip", "uninstall", "--quiet", "--python", str(folder), *extra)
 
 
 def _let_host_in(wanted: Wanted, folder: Path) -> None:

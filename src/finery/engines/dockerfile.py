@@ -298,7 +298,7 @@ def _pip(one: Instruction, whole: str, words: list[str], found: Read) -> None:
     for flag, value in _apart(words, where):
         if flag in _CARRIED:
             lines.append(f"{flag} {_place(value, flag, found)}")
-        elif flag in ("--pre", "--no-index"):
+        elif flag in requirements.BARE:
             lines.append(flag)
         elif flag not in ("", *_FLAGS, *_VALUED):
             found.missed(one, f"{flag} of {whole}")

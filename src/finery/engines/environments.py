@@ -82,8 +82,8 @@ class Environments:
             return OWN
         with self._lock:
             wish, key = self._wish(environment, serving, self._client(environment))
-            if wish.ours:
-                return replace(OWN, warnings=wish.warnings)
+            if not key:
+                return replace(OWN, warnings=wish.warnings, variables=wish.variables)
             if found := self._found(key):
                 return found
             return self._step(environment, wish, key, log)
@@ -118,7 +118,8 @@ class Environments:
                 )
             if len(self._wishes) >= MOST_KNOWN:
                 self._wishes.clear()
-            self._wishes[known] = (wish, wish.key(*_about(wish)))
+            key = "" if wish.ours else wish.key(*_about(wish))
+            self._wishes[known] = (wish, key)
         return self._wishes[known]
 
     def _found(self, key: str) -> Runtime | None:

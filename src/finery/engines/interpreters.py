@@ -89,11 +89,6 @@ def fits(ours: Distribution | None, line: str) -> bool:
     return not asked.url and asked.specifier.contains(ours.version, prereleases=True)
 
 
-def torch_backend() -> list[str]:
-    """Have uv fetch the PyTorch for this machine's devices, unless it is told otherwise."""
-    return [] if "UV_TORCH_BACKEND" in os.environ else ["--torch-backend", "auto"]
-
-
 def _ours(*warnings: str) -> Chosen:
     return Chosen(Path(sys.executable), OURS, same=True, warnings=warnings)
 

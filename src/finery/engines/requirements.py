@@ -19,8 +19,9 @@ _DEEPEST = 8  # files that name files
 # They are the server that our own host takes the place of; the rest of what they bring (the
 # SDK v1) is installed where it is asked for by its own name.
 SERVERS = {"azureml-defaults", "azureml-inference-server-http"}
-_TAKEN = ("--index-url", "--extra-index-url", "--find-links", "--no-index", "--no-binary")
-_KEPT = {*_TAKEN, "--only-binary", "--pre", "--constraint", "--editable", "--requirement"}
+_TAKEN = ("--index-url", "--extra-index-url", "--find-links", "--no-binary")
+_KEPT = {*_TAKEN, "--only-binary", "--constraint", "--editable", "--requirement"}
+BARE = ("--no-index", "--pre", "--no-deps", "--no-build-isolation")  # they take no value
 _SHORT = {
     "-i": "--index-url",
     "-f": "--find-links",
@@ -111,9 +112,9 @@ def _option(line: str, folder: Path | None, base: Path | None, where: str, depth
     flag, value = _apart(line)
     if flag in _HARMLESS:
         return []
-    if flag not in _KEPT:
+    if flag not in (*_KEPT, *BARE):
         raise NotSupported(f"{where}: the option {flag} of pip is not known here", target=flag)
-    if flag in ("--no-index", "--pre"):
+    if flag in BARE:
         return [flag]
     if not value:
         raise Invalid(f"{where}: {flag} is given nothing", target=flag)

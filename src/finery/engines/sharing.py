@@ -8,9 +8,11 @@ list of its files.
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import os
 import re
+import shlex
 import shutil
 import sys
 import sysconfig
@@ -18,11 +20,13 @@ from collections.abc import Iterable
 from importlib.metadata import Distribution
 from pathlib import Path
 
-from packaging.requirements import Requirement
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.specifiers import SpecifierSet
 
 OWN = Path(sysconfig.get_paths()["purelib"])
 # They come with torch where it is one for GPUs, in versions that fit no other.
 WITH_TORCH = re.compile(r"torch|triton|nvidia-.*|cuda-.*")
+_LONGEST_SHEBANG = 120
 _NOT_SHARED = {"finery"}
 
 
@@ -31,8 +35,37 @@ def name(text: str) -> str:
     return re.sub(r"[-_.]+", "-", text).lower()
 
 
-def packages(site: Path = OWN) -> dict[str, Distribution]:
-    """Return what is installed in a folder, by name; what is not in it whole is left out."""
+def packages(site: Path | None = None) -> dict[str, Distribution]:
+    """Return what is installed in a folder, by name; ours, read once, where none is said."""
+    return _ours() if site is None else _in(site)
+
+
+@functools.cache
+def _ours() -> dict[str, Distribution]:
+    return _in(OWN)
+
+
+def satisfied(lines: Iterable[str]) -> bool:
+    """Say whether our own packages are all that the lines of a requirements file ask for."""
+    ours = packages()
+    for line in lines:
+        if line.startswith("-"):
+            continue
+        try:
+            asked = Requirement(line.partition(" --")[0])
+        except InvalidRequirement:
+            return False
+        one = ours.get(name(asked.name))
+        if asked.marker is not None and not asked.marker.evaluate():
+            continue
+        if asked.url or asked.extras or one is None:
+            return False
+        if not asked.specifier.contains(one.version, prereleases=True):
+            return False
+    return True
+
+
+def _in(site: Path) -> dict[str, Distribution]:
     found = {}
     for one in importlib.metadata.distributions(path=[str(site)]):
         if (named := name(one.name or "")) and named not in _NOT_SHARED and one.files:
@@ -45,13 +78,15 @@ def site(environment: Path) -> Path:
     return next(iter(sorted(environment.glob("lib/python*/site-packages"))))
 
 
-def share(environment: Path, which: Iterable[str]) -> list[str]:
-    """Have our packages of these names in an environment of the same Python; say which."""
+def share(environment: Path, which: Iterable[str], *, python: str) -> list[str]:
+    """Have our packages of these names in an environment of that Python; say which."""
     ours, target = packages(), site(environment)
     shared = []
     for wanted in which:
         one = ours.get(wanted)
         if one is None or one.read_text("direct_url.json"):
+            continue
+        if python not in SpecifierSet(one.metadata["Requires-Python"] or ""):
             continue
         for file in one.files or ():
             if file.parts[0] != "..":
@@ -93,11 +128,18 @@ def _programs(environment: Path, shared: list[Distribution]) -> None:
                 continue
             program = environment / "bin" / entry.name
             program.write_text(
-                f"#!{python}\nimport sys\nfrom {entry.module} import "
+                f"{_shebang(python)}\nimport sys\nfrom {entry.module} import "
                 f"{(entry.attr or 'main').partition('.')[0]}\n"
                 f"sys.exit({entry.attr or 'main'}())\n"
             )
             program.chmod(0o755)
+
+
+def _shebang(python: Path) -> str:
+    """The first line of a program: the system reads only so much of it."""
+    if len(str(python)) < _LONGEST_SHEBANG and " " not in str(python):
+        return f"#!{python}"
+    return f"#!/bin/sh\n'''exec' {shlex.quote(str(python))} \"$0\" \"$@\"\n' '''"
 
 
 def closure(names: Iterable[str], there: dict[str, Distribution]) -> set[str]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from finery.core.assets import Asset
 from finery.core.errors import Invalid
-from finery.engines import conda, dockerfile, requirements
+from finery.engines import conda, dockerfile, requirements, sharing
 
 _LARGE = 16 << 20  # bytes of a file
 Locate = Callable[[str, str], Path]  # (workspace, location) -> where its bytes are
@@ -43,7 +43,7 @@ class Wanted:
     @property
     def ours(self) -> bool:
         """Whether our own interpreter is all that is wanted."""
-        return self.on_ours and not self.steps and not self.variables
+        return self.on_ours and all(sharing.satisfied(step) for step in self.steps)
 
     def key(self, *about: str) -> str:
         """The name of what is built: equal wishes, equal names.  `about`: what else matters."""
