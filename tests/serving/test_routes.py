@@ -8,16 +8,17 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import httpx
 import pytest
 
 from finery.serving import script, wire
+from finery.serving.contract import Told
 from finery.serving.routes import Host, plain
 from finery.serving.spec import Spec
-from finery.serving.wire import Refusal
+from finery.serving.wire import Answer, Refusal
 
 from .loopback import answering
 
@@ -308,3 +309,90 @@ def test_a_refusal_of_the_scorer_is_the_answer() -> None:
         assert (await client.post("/score")).status_code == 418
 
     play(story, refusing)
+
+
+def poured(*parts: bytes | Exception) -> wire.Scorer:
+    """A scorer whose answer is made while it is sent."""
+
+    def pieces() -> Iterator[bytes]:
+        for part in parts:
+            if isinstance(part, Exception):
+                raise part
+            yield part
+
+    return lambda exchange: Answer(200, [(b"content-type", wire.TEXT)], b"", pieces())
+
+
+def test_what_fails_before_its_first_piece_is_an_error_and_later_a_broken_answer(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    broken = Told(500, "m", failed=True, why="KeyError")
+
+    async def early(client: httpx.AsyncClient) -> None:
+        answer = await client.post("/score")
+        assert (answer.status_code, answer.json()) == (500, {"message": "m"})
+
+    async def late(client: httpx.AsyncClient) -> None:
+        with pytest.raises(httpx.RemoteProtocolError):
+            await client.post("/score")
+
+    async def never(client: httpx.AsyncClient) -> None:
+        assert (await client.post("/score")).content == b"onetwo"
+
+    play(early, scorer=poured(broken))
+    play(late, scorer=poured(b"one", broken))
+    play(never, scorer=poured(b"one", b"", b"two"))
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(one["status"], one["bytes"]) for one in lines] == [(500, 16), (500, 3), (200, 6)]
+
+
+def test_an_answer_in_pieces_that_takes_too_long_breaks_off() -> None:
+    go = threading.Event()
+
+    def pieces() -> Iterator[bytes]:
+        yield b"one"
+        go.wait(20)
+        yield b"two"
+
+    async def story(client: httpx.AsyncClient) -> None:
+        with pytest.raises(httpx.RemoteProtocolError):
+            await client.post("/score")
+        go.set()
+
+    scorer: wire.Scorer = lambda exchange: Answer(200, [], b"", pieces())  # noqa: E731
+    play(story, scorer=scorer, request_timeout_ms=200)
+
+
+def test_a_caller_who_leaves_the_queue_is_not_run_and_the_queue_is_told() -> None:
+    slow = Slow()
+
+    async def story(client: httpx.AsyncClient) -> None:
+        running = asyncio.ensure_future(client.post("/score"))
+        while not slow.calls:
+            await asyncio.sleep(0)
+        leaves = asyncio.ensure_future(client.post("/score"))
+        while b"finery_queue 1\n" not in (told := (await client.get("/metrics")).content):
+            pass
+        assert b"finery_running 1\n" in told
+        leaves.cancel()
+        while b"finery_queue 0\n" not in (await client.get("/metrics")).content:
+            pass
+        slow.go.set()
+        assert (await running).status_code == 200
+        assert slow.calls == 1
+
+    play(story, slow, max_queue_wait_ms=20_000, request_timeout_ms=20_000)
+
+
+def test_memory_that_runs_out_is_an_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    def large(body: bytes) -> bytes:
+        raise MemoryError("500 megapixels")
+
+    async def story(client: httpx.AsyncClient) -> None:
+        for _ in range(2):
+            answer = await client.post("/score")
+            assert answer.status_code == 500
+            assert answer.json()["error"]["message"] == "MemoryError: 500 megapixels"
+
+    play(story, large)
+    assert "MemoryError" in capsys.readouterr().err

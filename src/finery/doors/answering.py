@@ -105,7 +105,7 @@ async def pass_on(call: Call, deployment: str, answer: Answer, seconds: float) -
     headers.append((b"azureml-model-deployment", deployment.encode()))
     headers.append((b"x-ms-request-id", call.id.encode()))
     status = answer.status
-    if _FAILED in answer.headers:  # as on Azure: the host says 500, its way in 424
+    if status >= 500 and _FAILED in answer.headers:  # as on Azure: there 500, here 424
         headers.append((b"ms-azureml-model-error-statuscode", str(status).encode()))
         status = 424
     if status >= 400 and not _small(call):
