@@ -397,7 +397,9 @@ def test_a_body_that_is_too_large_is_refused(running: Running, pieces: int):
     body: Any = b"x" * (MAX_BODY + 1)
     if pieces > 1:
         body = (b"x" * 50_000 for _ in range(pieces))
-    assert str(MAX_BODY) in refused(running.to("blue", body), 413)
+    answer = running.to("blue", body)
+    assert str(MAX_BODY) in refused(answer, 413)
+    assert answer.headers["connection"] == "close"  # else the rest would be read all the same
 
 
 def test_what_a_script_s_failure_is_called_goes_through(running: Running):
