@@ -4,21 +4,38 @@ from __future__ import annotations
 
 import errno
 import json
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select
 
-from finery.core import assets, endpoints
+from finery.core import assets, endpoints, instances
 from finery.core.assets import Asset
 from finery.core.compute import Capacity, Report
 from finery.core.endpoints import Deployment, Endpoint
-from finery.core.errors import Conflict, Unavailable
+from finery.core.errors import Conflict, Invalid, Unavailable
+from finery.core.scaling import Load, Scaling
 from finery.core.serving import Probe, Serving
-from finery.core.store import FULL
+from finery.core.store import EVENTS, FULL
 from finery.core.upkeep import Upkeep
 from finery.core.workspaces import Keys
+
+
+class FakeTraffic:
+    """What the way in says; a test makes it up."""
+
+    def __init__(self) -> None:
+        self.at_work: dict[str, int] = {}  # requests, by process
+        self.asked = Load()
+
+    def load(self, deployment: str) -> Load:
+        return self.asked
+
+    def busy(self, process: str) -> int:
+        return self.at_work.get(process, 0)
 
 
 class House:
@@ -28,7 +45,9 @@ class House:
         self.environments = environments
         self.store, self.files, self.home, self.engine = store, files, home, engine
         self.now = time.time()
+        self.traffic = FakeTraffic()
         self.well = True  # what instances say when they are probed
+        self.unwell = ""  # the end of the addresses that are not well
         self.probed: list[str] = []
         self.restart()
 
@@ -42,13 +61,14 @@ class House:
             keys=Keys(self.home),
             environments=self.environments,
             kind=lambda model: "pyfunc",
+            traffic=self.traffic,
             answers=self._answers,
             clock=lambda: self.now,
         )
 
     def _answers(self, address: str, timeout: float) -> bool:
         self.probed.append(address)
-        return self.well
+        return self.well and not address.endswith(self.unwell or "-")
 
     def deploy(self, **spec) -> Deployment:
         given = Deployment(
@@ -77,7 +97,7 @@ class House:
 
     def answer(self) -> None:
         """Let every process that there should be answer, and tick twice."""
-        for instance in range(self.blue.spec.instances):
+        for instance in range(self.blue.count):
             self.engine.answers(self.blue.process(instance))
         self.tick(2)
 
@@ -420,6 +440,262 @@ def test_a_replacement_that_never_answers_is_replaced_too(house, engine):
     house.tick(2)
     assert second in engine.stopped
     assert engine.alive == [house.blue.process(0)] != [second]
+
+
+def test_an_instance_that_is_not_ready_gets_no_requests_and_is_not_restarted(house, engine, until):
+    probe = Probe(initial_delay=0, period=0, failure_threshold=2, success_threshold=3)
+    old = house.up(readiness=probe, instances=2, liveness=Probe(initial_delay=1000))
+    until(lambda: len(house.blue.addresses) == 2 or house.tick())
+    first = old.process(0)
+    house.unwell = f"{first}/health/ready"
+    until(lambda: first not in house.blue.addresses or house.tick())
+    house.tick(3)
+    assert (house.blue.status, [*house.blue.addresses]) == ("ready", [old.process(1)])
+    assert (engine.stopped, house.blue.restarts) == ([], {})
+    house.unwell = ""
+    until(lambda: first in house.blue.addresses or house.tick())
+    assert house.blue.process(0) == first
+
+
+def test_an_instance_may_have_to_say_more_than_once_that_it_is_ready(house, engine, until):
+    blue = house.deploy(readiness=Probe(initial_delay=500, period=0, success_threshold=3))
+    house.tick()
+    engine.answers(blue.process(0))
+    until(lambda: house.blue.status == "ready" or house.tick())
+    assert house.probed == [f"http://{blue.process(0)}/health/ready"] * 2, "that it came up is one"
+
+
+def test_an_instance_that_is_up_early_does_not_wait_for_the_probes_delay(house):
+    slow = Probe(initial_delay=500, period=100)
+    assert house.up(liveness=slow, readiness=slow).status == "ready"
+
+
+# -- environments ----------------------------------------------------------------------
+
+
+def test_patience_does_not_count_while_the_environment_is_built(house, engine, environments):
+    environments.building = True
+    house.deploy()
+    house.tick()
+    house.now += 10_000
+    house.tick()
+    assert (house.blue.status, engine.started) == ("creating", {})
+    environments.building, environments.warnings = False, ("no conda here",)
+    engine_start = engine.start
+
+    def start(process):
+        engine_start(process)
+        engine.reports[process.id] = Report(state="alive", started_at=house.now)
+
+    engine.start = start
+    house.tick(2)
+    house.now += 300
+    house.answer()
+    assert (house.blue.status, house.blue.warnings) == ("ready", ["no conda here"])
+
+
+def test_an_environment_that_cannot_be_built_leaves_the_revision_before_at_work(
+    house, engine, environments
+):
+    old = house.up()
+    environments.trouble = Invalid("no package named nope")
+    house.deploy(env={"v": "2"})
+    house.tick(2)
+    assert (house.blue.status, house.blue.addresses) == ("failed", old.addresses)
+    assert house.blue.error["message"] == "no package named nope"
+    assert engine.alive == [old.process(0)]
+
+
+def test_a_step_that_takes_long_holds_up_no_other_deployment(house, engine, store):
+    go, start = threading.Event(), engine.start
+
+    def slow(process):
+        if house.blue.id in process.id:
+            go.wait(20)
+        start(process)
+
+    engine.start = slow
+    house.deploy()
+    green = replace(house.blue, id="green", name="green")
+    endpoints.deploy(store, green)
+    house.upkeep.tick()
+    try:
+        deadline = time.monotonic() + 20
+        while green.process(0) not in engine.started and time.monotonic() < deadline:
+            house.upkeep.tick()
+        assert [*engine.started] == [green.process(0)]
+    finally:
+        go.set()
+    house.upkeep.settle()
+    assert house.blue.process(0) in engine.started
+
+
+# -- draining --------------------------------------------------------------------------
+
+
+def test_the_revision_before_ends_only_when_its_requests_are_answered(house, engine):
+    old = house.up().process(0)
+    house.traffic.at_work[old] = 1
+    house.deploy(env={"v": "2"})
+    house.tick()
+    house.answer()
+    house.tick(3)
+    assert old not in house.blue.addresses
+    assert engine.alive == [old, house.blue.process(0)]
+    del house.traffic.at_work[old]
+    house.tick()
+    assert engine.alive == [house.blue.process(0)]
+
+
+def test_a_deleted_deployment_answers_what_it_was_asked_before_it_ends(house, engine, store):
+    blue = house.up()
+    house.traffic.at_work[blue.process(0)] = 2
+    endpoints.delete_deployment(store, "chat", "blue")
+    house.tick(3)
+    assert (house.blue.addresses, engine.alive) == ({}, [blue.process(0)])
+    house.traffic.at_work.clear()
+    house.tick(2)
+    assert (engine.alive, endpoints.find_deployment(store, "chat", "blue")) == ([], None)
+
+
+def test_a_process_that_is_never_done_is_ended_after_the_longest_request(
+    house, engine, monkeypatch
+):
+    old = house.up().process(0)
+    house.traffic.at_work[old] = 1
+    house.deploy(env={"v": "2"})
+    house.tick()
+    house.answer()
+    later = time.monotonic() + 36  # a request's 5.5 s, and 30 s of grace
+    monkeypatch.setattr("finery.core.upkeep.time.monotonic", lambda: later)
+    house.tick()
+    assert engine.alive == [house.blue.process(0)]
+
+
+def test_an_instance_that_went_and_comes_back_is_another_process(house, engine):
+    old = house.up(instances=2)
+    house.deploy(instances=1)
+    house.tick(2)
+    house.deploy(instances=2)
+    house.tick()
+    assert house.blue.process(0) == old.process(0)
+    assert house.blue.process(1) != old.process(1)
+    house.answer()
+    assert sorted(engine.alive) == sorted([house.blue.process(0), house.blue.process(1)])
+
+
+# -- scaling ---------------------------------------------------------------------------
+
+
+def seconds(house, times, *, load):
+    """Let time go by with so many requests under way."""
+    for _ in range(times):
+        house.now += 1
+        house.traffic.asked = Load(load, house.traffic.asked.sum + load)
+        house.tick()
+        for instance in range(house.blue.count):
+            if not house.engine.report(house.blue.process(instance)).address:
+                house.engine.answers(house.blue.process(instance))
+        house.tick()
+
+
+def test_it_grows_with_its_load_and_shrinks_when_that_has_been_low_for_a_while(house, engine):
+    rule = Scaling(least=1, most=3, target=50)
+    house.up(scaling=rule, max_concurrent_requests=2)
+    seconds(house, 2, load=3)
+    assert (house.blue.count, len(house.blue.addresses)) == (3, 3)
+    seconds(house, 8, load=1)
+    assert house.blue.count == 3
+    seconds(house, 5, load=1)
+    assert (house.blue.count, len(engine.alive)) == (1, 1)
+    said = [row.reason for row in house.store.rows(select(EVENTS)) if "scaled" in row.reason]
+    assert said[0].startswith("scaled from 1 to 3") and said[1].startswith("scaled from 3 to 1")
+
+
+def test_down_to_none_and_up_again_when_somebody_calls(house, engine):
+    house.up(scaling=Scaling(least=0, most=2))
+    seconds(house, 12, load=0)
+    assert (house.blue.status, house.blue.count, engine.alive) == ("ready", 0, [])
+    house.traffic.asked = Load(1, house.traffic.asked.sum)
+    house.tick(2)
+    house.answer()
+    assert (house.blue.status, len(house.blue.addresses)) == ("ready", 1)
+
+
+def test_what_its_load_asked_for_outlives_the_server(house, engine):
+    house.up(scaling=Scaling(least=1, most=3))
+    seconds(house, 2, load=3)
+    house.restart()
+    house.tick(3)
+    assert (house.blue.count, len(engine.alive)) == (3, 3)
+
+
+def test_a_new_revision_has_as_many_instances_as_the_one_before(house, engine):
+    house.up(scaling=Scaling(least=0, most=3))
+    seconds(house, 2, load=2)
+    house.deploy(scaling=Scaling(least=0, most=3), env={"v": "2"})
+    house.tick()
+    assert house.blue.count == 3
+    house.answer()
+    assert (house.blue.status, len(house.blue.addresses)) == ("ready", 3)
+
+
+# -- logs ------------------------------------------------------------------------------
+
+
+def write_log(house, id, text):
+    folder = house.home / "deployments" / house.blue.id / id
+    (folder / "log.txt").write_text(text)
+
+
+def test_logs_are_of_every_instance_and_of_the_one_that_was_replaced(house, engine):
+    old = house.up(instances=2)
+    write_log(house, old.process(0), "1\n2\n3\nout of memory\n")
+    write_log(house, old.process(1), "fine\n")
+    engine.exits(old.process(0), 1)
+    house.tick(3)
+    write_log(house, house.blue.process(0), "again\n")
+    assert instances.logs(house.home, house.blue, lines=2).splitlines() == [
+        "Instance 0, before it was replaced:",
+        "3",
+        "out of memory",
+        "Instance 0:",
+        "again",
+        "Instance 1:",
+        "fine",
+    ]
+
+
+def test_logs_of_one_instance_need_no_heading_and_end_with_what_went_wrong(house, engine):
+    blue = house.deploy()
+    house.tick()
+    write_log(house, blue.process(0), "bad weights\n")
+    engine.exits(blue.process(0), 1, said="bad weights")
+    house.tick()
+    said = instances.logs(house.home, house.blue, lines=9)
+    why = "The deployment failed: instance 0 ended before it answered: bad weights"
+    assert said == f"bad weights\n{why}\n"
+
+
+def test_logs_are_those_of_the_environment_while_it_is_built(house, environments):
+    environments.building = True
+    blue = house.deploy()
+    house.tick()
+    folder = house.home / "deployments" / blue.id / blue.process(0)
+    (folder / "environment.log").write_text("resolving\nno such package\n")
+    assert instances.logs(house.home, blue, lines=1) == "no such package\n"
+
+
+def test_many_updates_leave_the_logs_of_a_few(house, engine):
+    house.up()
+    for turn in range(12):
+        house.deploy(env={"v": str(turn)})
+        house.tick()
+        house.answer()
+        house.tick()
+    assert len(house.folders()) == 9, "eight that ended, and the one at work"
+    assert (len(engine.alive), house.upkeep._leaving) == (1, {})
+    assert {id for id, _ in house.upkeep._watches} == {house.blue.process(0)}
 
 
 # -- the end ---------------------------------------------------------------------------
