@@ -51,6 +51,25 @@ TEXT = {
 }
 SPECIAL = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
 ENDS = {"forced_bos_token_id": 0, "forced_eos_token_id": 2}
+# What transformers 4 wrote into every part of a configuration when it was saved.
+LEGACY = {
+    "bad_words_ids": None,
+    "begin_suppress_tokens": None,
+    "do_sample": False,
+    "finetuning_task": None,
+    "length_penalty": 1.0,
+    "max_length": 20,
+    "num_beam_groups": 1,
+    "output_attentions": False,
+    "prefix": None,
+    "pruned_heads": {},
+    "temperature": 1.0,
+    "tie_encoder_decoder": False,
+    "tie_word_embeddings": True,
+    "torch_dtype": None,
+    "torchscript": False,
+    "use_bfloat16": False,
+}
 TOKENS = (SIDE // 16) ** 2 + 1
 
 
@@ -218,6 +237,7 @@ def configuration(words: int) -> dict[str, Any]:
             **TEXT,
             **SPECIAL,
             **ENDS,
+            **LEGACY,
         },
         "vision_config": {
             "model_type": "davit",
@@ -226,6 +246,7 @@ def configuration(words: int) -> dict[str, Any]:
             "image_pos_embed": {"type": "learned_abs_2d", "max_pos_embeddings": 50},
             "image_feature_source": ["spatial_avg_pool", "temporal_avg_pool"],
             **VISION,
+            **LEGACY,
         },
         "vocab_size": words,
         "torch_dtype": "float16",

@@ -133,6 +133,7 @@ def test_precision_is_32_bits_unless_asked(native: Path, tmp_path: Path) -> None
     [
         ({"model_type": "bert"}, "model_type is 'bert'"),
         ({"vocab_size": 7}, "the tokenizer belongs to another model"),
+        ({"text_config": {"vocab_size": 1344, "normalize_before": True}}, "know normalize_before"),
         ({"vision_config": {"dim_embed": [1], "image_pos_embed": {"type": "x"}}}, "knows learned"),
     ],
 )

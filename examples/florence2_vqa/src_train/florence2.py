@@ -11,6 +11,7 @@ aside: a copy of it beside a training script works as it is.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import tempfile
@@ -51,6 +52,8 @@ BUILT_IN = {
     "visual_temporal_embedding": "COSINE",
     "image_pos_embed": "learned_abs_2d",
 }
+# Variants of BART that the native model has not.
+UNKNOWN = ("normalize_before", "add_final_layer_norm", "add_bias_logits")
 SHARED = "model.language_model.shared.weight"
 TIED = (
     SHARED,
@@ -253,22 +256,27 @@ def _config(told: dict[str, Any], processor: Any) -> Any:
     vision["embed_dim"] = vision.pop("dim_embed")
     vision["max_temporal_embeddings"] = temporal.get("max_temporal_embeddings", 100)
     vision["max_position_embeddings"] = positions.get("max_pos_embeddings", 50)
-    for name in ("model_type", "enable_checkpoint", "transformers_version"):
-        vision.pop(name, None)
-    # How to generate has moved into a file of its own, and the class is transformers' own.
-    text = {
-        name: value
-        for name, value in told["text_config"].items()
-        if name not in ("num_beams", "no_repeat_ngram_size", "early_stopping", "model_type")
-        and not name.startswith(("forced_", "_", "transformers_version"))
-    }
+    odd = [name for name in UNKNOWN if told["text_config"].get(name)]
+    if odd:
+        raise NotFlorence(f"config.json: the native model does not know {', '.join(odd)}")
+    text = _known(BartConfig, told["text_config"])
     words = len(processor.tokenizer)
     text["vocab_size"] = -(-words // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
     return Florence2Config(
         text_config=BartConfig(**text),
-        vision_config=Florence2VisionConfig(**vision),
+        vision_config=Florence2VisionConfig(**_known(Florence2VisionConfig, vision)),
         image_token_id=processor.tokenizer.image_token_id,
     )
+
+
+def _known(kind: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """What shapes the model; how to generate, and whatever old versions wrote, lies elsewhere."""
+    from transformers import PreTrainedConfig
+
+    general = {field.name for field in dataclasses.fields(PreTrainedConfig)}
+    own = {field.name for field in dataclasses.fields(kind)} - general
+    own -= {"forced_eos_token_id", "tie_word_embeddings", "is_decoder", "use_cache"}
+    return {name: value for name, value in given.items() if name in own and value is not None}
 
 
 def _generation(folder: Path, told: dict[str, Any]) -> Any:
