@@ -603,7 +603,7 @@ def test_it_grows_with_its_load_and_shrinks_when_that_has_been_low_for_a_while(h
     rule = Scaling(least=1, most=3, target=50)
     house.up(scaling=rule, max_concurrent_requests=2)
     seconds(house, 2, load=3)
-    assert (house.blue.count, len(house.blue.addresses)) == (3, 3)
+    assert (house.blue.count, len(house.blue.addresses), engine.stopped) == (3, 3, [])
     seconds(house, 8, load=1)
     assert house.blue.count == 3
     seconds(house, 5, load=1)

@@ -143,6 +143,7 @@ class Upkeep:
             case "creating" | "updating":
                 self._bring_up(self._as_left(deployment))
             case "ready" | "unhealthy":
+                deployment = self._scaled(deployment)
                 self._look_after(deployment)
             case "failed":
                 self._as_left(deployment)
@@ -206,7 +207,6 @@ class Upkeep:
             raise Failure(f"instance {instance} was not ready within {patience:g} s{why}")
 
     def _look_after(self, deployment: Deployment) -> None:
-        deployment = self._scaled(deployment)
         ready, fallen = {}, {}
         for instance, report in self._reports(deployment).items():
             if report.state == "unknown":
