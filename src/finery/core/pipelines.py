@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-from finery.core import assets, ids, jobs, ports, references
+from finery.core import assets, ids, jobs, ports, references, sweeps, work
 from finery.core.assets import Asset
 from finery.core.errors import Invalid
 from finery.core.files import Files
-from finery.core.jobs import Command, Input, Job, Output, Pipeline, Step
+from finery.core.jobs import Command, Input, Job, Output, Pipeline, Step, Sweep
 from finery.core.store import Store
 
 _BINDING = re.compile(r"\$\{\{\s*parent\.(inputs|jobs)\.([^}\s]+?)\s*\}\}")
@@ -99,8 +99,11 @@ def child(store: Store, files: Files, parent: Job, name: str) -> Job:
     step = _settled(parent, pipeline.steps[name])
     component = assets.by_ref(store, step.component)
     bound = _bound(store, parent, step, component)
-    made: Command | Pipeline
-    if component.spec["kind"] == "pipeline":
+    made: Command | Pipeline | Sweep
+    if step.sweep is not None:
+        made = work.sweep_of(step.sweep, _command(pipeline, step, component, bound))
+        sweeps.check(made, ids.derived(parent.name, name))
+    elif component.spec["kind"] == "pipeline":
         made = _pipeline(pipeline, step, component, bound)
     else:
         made = _command(pipeline, step, component, bound)
@@ -141,7 +144,20 @@ def _bound(store: Store, parent: Job, step: Step, component: Asset) -> dict[str,
         found = _follow(store, parent, value)
         if found is not None:
             given[name] = found
-    return ports.check(component.spec["inputs"], given, f"component {component.name!r}")
+    return ports.check(untried(step, component), given, f"component {component.name!r}")
+
+
+def untried(step: Step, component: Asset) -> dict[str, Any]:
+    """Return the inputs of a step's component that have one value: what a sweep tries has many."""
+    tried = (step.sweep or {}).get("space", {})
+    for name in tried:
+        if name not in component.spec["inputs"]:
+            known = ", ".join(component.spec["inputs"]) or "none"
+            raise Invalid(
+                f"component {component.name!r} has no input {name!r} to try (it has: {known})",
+                target=f"search_space.{name}",
+            )
+    return {name: port for name, port in component.spec["inputs"].items() if name not in tried}
 
 
 def _follow(store: Store, parent: Job, value: Input) -> Input | None:

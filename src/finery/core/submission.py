@@ -12,7 +12,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from finery.core import assets, compute, ids, launch, pipelines, ports, references, sweeps
+from finery.core import assets, compute, ids, launch, pipelines, ports, references, sweeps, work
 from finery.core.assets import Asset
 from finery.core.errors import Invalid, NotFound
 from finery.core.files import Files
@@ -113,8 +113,12 @@ def _values(pipeline: Pipeline, step: Step, component: Asset, here: str) -> dict
                 given[name] = found
         else:
             given[name] = replace(value, value=_follow(value.value, pipeline.inputs))
+    named = f"step {here.removeprefix('jobs.')!r}"
     try:
-        return ports.check(component.spec["inputs"], given, f"step {here.removeprefix('jobs.')!r}")
+        if step.sweep is not None:
+            trial = Command(command=component.spec["command"])
+            sweeps.check(work.sweep_of(step.sweep, trial), ids.derived(here))
+        return ports.check(pipelines.untried(step, component), given, named)
     except Invalid as exc:
         raise Invalid(str(exc), target=f"{here}.{exc.target}") from None
 

@@ -7,6 +7,7 @@ Only the shapes, and how they are read back from a row.  What a graph means is i
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -157,9 +158,14 @@ def _command(doc: dict[str, Any]) -> Command:
     return Command(**{**doc, **_ports(doc), "optional": tuple(doc["optional"])})
 
 
+def sweep_of(options: Mapping[str, Any], trial: Command) -> Sweep:
+    """Return a sweep from all of it but its trial, as a document."""
+    stopping = Stopping(**options["stopping"]) if options["stopping"] else None
+    return Sweep(**{**options, "trial": trial, "stopping": stopping})
+
+
 def _sweep(doc: dict[str, Any]) -> Sweep:
-    stopping = Stopping(**doc["stopping"]) if doc["stopping"] else None
-    return Sweep(**{**doc, "trial": _command(doc["trial"]), "stopping": stopping})
+    return sweep_of(doc, _command(doc["trial"]))
 
 
 def _pipeline(doc: dict[str, Any]) -> Pipeline:

@@ -19,7 +19,7 @@ from finery.core import store as stores
 from finery.core.compute import Capacity
 from finery.core.errors import Failure
 from finery.core.files import Files
-from finery.core.jobs import Command, Job, Output, Pipeline
+from finery.core.jobs import Command, Job, Output, Pipeline, Sweep
 from finery.core.workspaces import Caller, Keys, Workspace
 from finery.doors.azureml import history, storage, wire
 from finery.doors.http import House
@@ -338,3 +338,31 @@ def test_the_official_sdk_streams_a_pipeline_step_by_step_and_raises_its_error(
     assert "step train (p-1): Running" in text
     assert "JobException" in text
     assert "step train failed: row 3 has no messages" in text
+
+
+def test_while_an_environment_is_built_its_log_is_what_is_streamed(
+    house: House, client: TestClient, anyone: TestClient
+) -> None:
+    job = go(house, command(house, "j"), "preparing")
+    leave(house, "ExperimentRun/dcid.j/system_logs/environment.log", "resolving")
+    found = client.get(f"{RUNS}/runs/j/details").json()["logFiles"]
+    assert anyone.get(found["azureml-logs/20_image_build_log.txt"]).text == "resolving"
+    go(house, job, "running")
+    found = client.get(f"{RUNS}/runs/j/details").json()["logFiles"]
+    assert "azureml-logs/20_image_build_log.txt" not in found
+    assert "system_logs/environment.log" in found
+
+
+def test_a_sweep_has_a_log_of_its_trials_and_only_its_own_artifacts(
+    house: House, client: TestClient, anyone: TestClient
+) -> None:
+    spec = Sweep(trial=Command(command="x"), space={"x": ["choice", [1]]}, metric="m")
+    command(house, "s", spec=spec, reused="s_0")
+    command(house, "s_0", parent="s", root="s", step="trial_0")
+    leave(house, "ExperimentRun/dcid.s_0/outputs/made.txt", "x")
+    details = client.get(f"{RUNS}/runs/s/details").json()
+    log = anyone.get(details["logFiles"]["azureml-logs/hyperdrive.txt"]).text
+    assert "sweep s: Queued" in log and "step trial_0 (s_0): Queued" in log
+    assert details["properties"]["best_child_run_id"] == "s_0"
+    listed = client.get(f"/artifact/v2.0{PLACE}/artifacts/ExperimentRun/dcid.s").json()
+    assert listed["value"] == []

@@ -291,12 +291,12 @@ def test_steps_that_wait_for_one_another_are_refused(put: Put):
         (COMMAND, "secretsConfiguration", {"a": {}}, "secretsConfiguration"),
         (COMMAND, "computeId", "local", "local"),
         (COMMAND, "inputs__data__mode", "EvalMount", "EvalMount"),
-        (COMMAND, "inputs__data__mode", "Direct", "inputs.data.mode"),
+        (COMMAND, "outputs__model__mode", "Direct", "outputs.model.mode"),
         (COMMAND, "distribution", {"distributionType": "Ray"}, "Ray"),
         (COMMAND, "services", {"shell": {"jobServiceType": "SSH"}}, "SSH"),
         (PIPELINE, "settings__on_finalize", "second", "on_finalize"),
         (PIPELINE, "settings__default_datastore", "elsewhere", "elsewhere"),
-        (PIPELINE, "jobs__first__type", "sweep", "sweep"),
+        (PIPELINE, "jobs__first__type", "parallel", "parallel"),
     ],
 )
 def test_what_is_not_honoured_is_refused_by_name(
@@ -388,3 +388,16 @@ def test_a_job_of_another_workspace_is_not_found(client: TestClient, home: House
 def test_deleting_is_refused_by_name(put: Put, client: TestClient):
     put(COMMAND)
     assert "archive it" in refused(client.delete(f"{WS}/jobs/j"), 501)[1]
+
+
+def test_a_job_may_want_the_address_of_its_data_and_no_path(put: Put, home: House):
+    assert put(COMMAND, inputs__data__mode="Direct").status_code == 201
+    spec = jobs.get(home.store, "j").spec
+    assert spec.inputs["data"].address.startswith("azureml://subscriptions/")
+    assert spec.inputs["data"].address.endswith("/datastores/workspaceblobstore/paths/data")
+
+
+def test_workers_that_cannot_be_spread_evenly_are_refused(put: Put):
+    three = {"distributionType": "TensorFlow", "workerCount": 3}
+    target, _ = refused(put(COMMAND, distribution=three, resources={"instanceCount": 2}))
+    assert target == "distribution.workerCount"

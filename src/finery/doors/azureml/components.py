@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from finery.core import ports as core_ports
 from finery.core.assets import Asset
 from finery.core.errors import Invalid, NotSupported
-from finery.doors.azureml import commands, ports, references, wire
+from finery.doors.azureml import commands, durations, ports, references, sweeps, wire
 
 # (kind, text) -> the reference that an id or a path spells.
 Reader = Callable[[str, str], str]
@@ -35,6 +36,7 @@ _NODE = (
     *("componentId", "inputs", "outputs", "computeId", "distribution", "resources", "limits"),
     *("environment_variables", "settings", "properties", "comment", "identity", "sourceJobId"),
 )
+_SWEEP = ("trial", "search_space", "sampling_algorithm", "objective", "early_termination")
 _PORT = ("type", "optional", "default", "enum", "min", "max", "mode", "description", "title")
 _TO_PARENT = re.compile(r"\$\{\{\s*parent\.outputs\.([^}\s]+)\s*\}\}")
 
@@ -147,9 +149,12 @@ def node_in(node: Mapping[str, Any], *, ref: Reader, where: str) -> Spec:
     """Return one step of a pipeline, in the words of `core.jobs.Step`."""
     node = wire.mapping(node, where)
     kind = str(node.get("type") or "command").lower()
+    if kind == "sweep":
+        return _sweep_in(node, ref, where)
     if kind not in ("command", "pipeline"):
         raise NotSupported(
-            f"{where}: steps of type {kind!r} are not supported here; command and pipeline are",
+            f"{where}: steps of type {kind!r} are not supported here; command, pipeline and sweep "
+            "are",
             target="type",
         )
     wire.refuse_unknown(node, _NODE, where)
@@ -177,6 +182,23 @@ def node_in(node: Mapping[str, Any], *, ref: Reader, where: str) -> Spec:
         "env": wire.texts(node.get("environment_variables"), "environment_variables"),
         "display_name": str(node.get("display_name") or ""),
         "force_rerun": settings.get("force_rerun"),
+    }
+
+
+def _sweep_in(node: Mapping[str, Any], ref: Reader, where: str) -> Spec:
+    """Return a step that tries a component with many values: a step, and how it is tried."""
+    wire.refuse_unknown(node, (*_NODE, *_SWEEP), where)
+    trial, limits = wire.mapping(node.get("trial"), f"{where}: trial"), node.get("limits")
+    wire.refuse_unknown(trial, ("componentId",), f"{where}: trial")
+    timeout = ports.camels(limits, f"{where}: limits").get("trialTimeout")
+    plain = {key: value for key, value in node.items() if key not in (*_SWEEP, "limits")}
+    step = node_in({**plain, **trial, "type": "command"}, ref=ref, where=where)
+    sweep = sweeps.options_in({key: node.get(key) for key in (*_SWEEP, "limits")})
+    stopping = sweep["stopping"]
+    return {
+        **step,
+        "timeout": durations.seconds_in(timeout, field=f"{where}.limits") if timeout else None,
+        "sweep": {**sweep, "stopping": asdict(stopping) if stopping else None},
     }
 
 

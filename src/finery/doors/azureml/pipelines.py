@@ -17,7 +17,7 @@ from finery.core import ports as core_ports
 from finery.core.errors import Failure, Invalid, NotSupported
 from finery.core.jobs import Input, Job, Output, Pipeline, Step
 from finery.core.workspaces import Workspace
-from finery.doors.azureml import components, ports, references, wire
+from finery.doors.azureml import components, ports, references, sweeps, wire
 from finery.doors.http import House
 
 FIELDS = ("jobs", "inputs", "outputs", "settings", "sourceJobId", "componentId")
@@ -171,6 +171,8 @@ def _step_out(workspace: Workspace, name: str, step: Step) -> dict[str, Any]:
     }
     resources = {"instance_count": step.nodes, "shm_size": step.shm_size}
     node["resources"] = {key: value for key, value in resources.items() if value}
+    if step.sweep is not None:
+        node |= sweeps.step_out(node.pop("componentId"), step.sweep, step.timeout)
     return {key: value for key, value in node.items() if value not in (None, {}, "")}
 
 

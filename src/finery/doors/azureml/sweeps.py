@@ -13,9 +13,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from finery.core import ids, spaces, sweeps
+from finery.core import ids, spaces, sweeps, work
 from finery.core.errors import Invalid, NotSupported
-from finery.core.jobs import Job, Sweep
+from finery.core.jobs import Command, Job, Sweep
 from finery.core.work import Stopping
 from finery.core.workspaces import Workspace
 from finery.doors.azureml import commands, durations, ports, wire
@@ -123,6 +123,45 @@ def sweep_out(workspace: Workspace, job: Job) -> dict[str, Any]:
         "limits": _limits_out(sweep),
         "earlyTermination": _policy_out(sweep.stopping),
     }
+
+
+def step_out(component: str, sweep: Mapping[str, Any], timeout: float | None) -> dict[str, Any]:
+    """Return what a step has that is a sweep, in the spelling of steps."""
+    options = work.sweep_of(sweep, Command(command="", timeout=timeout))
+    rule = "random" if options.rule == "sobol" else options.rule
+    sampling: dict[str, Any] = {"type": rule}
+    if rule == "random":
+        sampling |= {"rule": options.rule, "seed": options.seed, "logbase": options.logbase}
+    limits = {"max_total_trials": options.most, "max_concurrent_trials": options.at_once}
+    times = {"timeout": options.timeout, "trial_timeout": timeout}
+    node = {
+        "type": "sweep",
+        "trial": {"componentId": component},
+        "search_space": {name: _spelled_out(value) for name, value in options.space.items()},
+        "sampling_algorithm": {key: value for key, value in sampling.items() if value is not None},
+        "objective": {"goal": options.goal, "primary_metric": options.metric},
+        "limits": limits | {key: int(value) for key, value in times.items() if value},
+    }
+    if policy := _policy_out(options.stopping):
+        snake = {re.sub(r"([A-Z])", r"_\1", key).lower(): value for key, value in policy.items()}
+        node["early_termination"] = snake
+    return node
+
+
+def _spelled_out(distribution: list[Any]) -> dict[str, Any]:
+    kind, given = distribution
+    if kind != "choice":
+        return {"type": kind, **dict(zip(spaces.KINDS[kind], given, strict=True))}
+    values = [
+        {
+            key: _spelled_out(inner) if spaces.is_distribution(inner) else inner
+            for key, inner in value.items()
+        }
+        if isinstance(value, Mapping)
+        else value
+        for value in given
+    ]
+    return {"type": kind, "values": values}
 
 
 def results_out(job: Job) -> dict[str, str]:
@@ -310,7 +349,8 @@ def _policy_out(stopping: Stopping | None) -> dict[str, Any] | None:
         "evaluationInterval": stopping.interval,
     }
     if stopping.rule == "bandit":
-        doc |= {"slackFactor": stopping.factor, "slackAmount": stopping.amount}
+        slack = {"slackFactor": stopping.factor, "slackAmount": stopping.amount}
+        doc |= {key: value for key, value in slack.items() if value}
     if stopping.rule == "truncation":
         doc["truncationPercentage"] = stopping.percent
     return doc
