@@ -43,7 +43,7 @@ quickstart-vqa: setup
 	@$(VENV)/python scripts/quickstart_vqa.py
 
 test: setup
-	$(SDK)/python -m pytest -q -c tests/sdk/pytest.ini tests/sdk
+	$(SDK)/python -m pytest -q -c tests/sdk/pytest.ini -m "not slow" tests/sdk
 	$(VENV)/python -m pytest -q -m "not slow and not gpu"
 
 test-all: setup

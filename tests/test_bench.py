@@ -159,13 +159,13 @@ def prepare(home, until):
     code = home / "files" / workspace / "workspaceblobstore" / "code"
     code.mkdir(parents=True)
     (code / "score.py").write_text(SCRIPT)
-    until(lambda: jobs.get(store, "training").final)
+    until(lambda: jobs.get(store, "training").final, 120)
     model = assets.get(store, workspace, "model", "m")
     endpoints.create(store, Endpoint(name="e", workspace=workspace, auth="token"))
     serving = Serving(code="file:workspaceblobstore/code", script="score.py", model=model.ref)
     blue = Deployment(endpoint="e", name="blue", workspace=workspace, spec=serving)
     endpoints.deploy(store, blue)
-    until(lambda: endpoints.get_deployment(store, "e", "blue").status == "ready", 60)
+    until(lambda: endpoints.get_deployment(store, "e", "blue").status == "ready", 120)
     store.close()
 
 
@@ -174,7 +174,7 @@ def run_bench(home, folder, body, *words):
     command = [FINERY, "bench", "endpoint", "e", "--request-file", folder / "r.json", *words]
     env = {**os.environ, "MPLCONFIGDIR": str(folder)}
     command += ["--home", home, "--requests", "4", "--threads", "1,2", "-d", "blue"]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=env)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=env)
 
 
 def mlflow(home, path, body=None):
@@ -185,7 +185,7 @@ def mlflow(home, path, body=None):
     headers |= {"Content-Type": "application/json"}
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, headers)
-    with urllib.request.urlopen(request, timeout=60) as answer:
+    with urllib.request.urlopen(request, timeout=120) as answer:
         return json.load(answer)
 
 

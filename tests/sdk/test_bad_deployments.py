@@ -173,7 +173,14 @@ def environment(bad: Bad, folder: Path) -> Environment | str:
     return CURATED
 
 
-@pytest.mark.parametrize("which", BAD)
+# What a conflict is told, a job below shows; a build upon our own packages takes its time.
+SLOW = ("a conflict of pins", "a Dockerfile that fails")
+
+
+@pytest.mark.parametrize(
+    "which",
+    [pytest.param(which, marks=[pytest.mark.slow] * (which in SLOW)) for which in BAD],
+)
 def test_a_deployment_that_cannot_be_says_why_and_leaves_nothing(
     ml: MLClient,
     endpoint: ManagedOnlineEndpoint,
