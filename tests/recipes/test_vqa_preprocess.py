@@ -122,6 +122,28 @@ def test_tables_and_folders_of_splits_are_read(florence: Path, folder: Path) -> 
     assert len(lines(out, "train")) == 2
 
 
+def test_a_dataset_that_was_saved_to_disk_is_read(florence: Path, folder: Path) -> None:
+    import datasets
+
+    paths = [str(folder / "pictures" / f"00{number}.png") for number in range(3)]
+    table = {"image": paths, "question": ["what?"] * 3, "answers": [["a"]] * 3}
+    kinds = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "question": datasets.Value("string"),
+            "answers": datasets.Sequence(datasets.Value("string")),
+        }
+    )
+    made = datasets.Dataset.from_dict(table, features=kinds)
+    saved = folder.parent / "saved"
+    datasets.DatasetDict({"train": made, "validation": made}).save_to_disk(saved)
+    out = folder.parent / "out"
+    assert prepare(florence, saved, out) == 0
+    assert [len(lines(out, split)) for split in ("train", "validation", "test")] == [2, 3, 1]
+    wanted = pictures.fitted(Path(paths[0]), pictures.Shelf.open(out).shape)
+    assert np.array_equal(pictures.Shelf.open(out)[0], wanted)
+
+
 def test_a_picture_is_upright_and_on_white(tmp_path: Path) -> None:
     wanted = pictures.Shape(8, 8, 3)
     clear = Image.new("RGBA", (8, 8), (255, 0, 0, 0))

@@ -1,14 +1,13 @@
 """Rows of picture, question and answers: find them, read them, say what is wrong with one.
 
-Reads what `conversations` reads (JSON lines, JSON, CSV, TSV, Parquet, MLTable).
-A picture is a path below the folder of its rows, a data URI, base64, or the
-bytes of a Parquet column.  Nothing is decoded here: that is `pictures`' affair,
-tokens are `vqa_preprocess`'s.
+Reads what `conversations` reads (JSON lines, JSON, CSV, TSV, Parquet, MLTable),
+and a folder that the datasets library has saved.  A picture is a path below the
+folder of its rows, a data URI, base64, or the bytes of a column of pictures.
+Nothing is decoded here: that is `pictures`' affair, tokens are `vqa_preprocess`'s.
 """
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from finery.recipes.spec import Failed
 
 SPLITS = ("train", "validation", "test")
 MOST_CHARACTERS = 10_000  # of a question, or of an answer
+SAVED = "dataset_info.json"
 NAME_CHARACTERS = 1_000  # of a path
 
 
@@ -81,6 +81,8 @@ def sources(given: Any) -> dict[str, Part]:
 
 
 def _named(folder: Path, split: str) -> Path | None:
+    if (folder / split / SAVED).is_file():
+        return folder / split
     for place in (folder, folder / split):
         for ending in conversations.FORMATS:
             if (place / f"{split}{ending}").is_file():
@@ -90,7 +92,8 @@ def _named(folder: Path, split: str) -> Path | None:
 
 def read(part: Part, columns: Columns) -> Iterator[Row | BadRow]:
     """Each row, or what is wrong with it; Failed when the file cannot be read at all."""
-    lines = conversations.read(part.path)
+    saved = (part.path / SAVED).is_file()
+    lines = _saved(part.path) if saved else conversations.read(part.path)
     while True:
         try:
             line, row = next(lines)
@@ -104,6 +107,20 @@ def read(part: Part, columns: Columns) -> Iterator[Row | BadRow]:
             yield _row(part, line, row, columns)
         except BadRow as error:
             yield error
+
+
+def _saved(folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """A split that `save_to_disk` has written; its pictures as the bytes that they came in."""
+    import datasets
+
+    try:
+        table = datasets.load_from_disk(str(folder))
+    except Exception as error:  # the library raises of Arrow's, of JSON's and of its own kinds
+        raise Failed(f"{folder}: cannot be read as a saved dataset ({error})") from error
+    for name, kind in table.features.items():
+        if isinstance(kind, datasets.Image):
+            table = table.cast_column(name, datasets.Image(decode=False))
+    yield from enumerate(table, 1)
 
 
 def _row(part: Part, line: int, row: dict[str, Any], columns: Columns) -> Row:
@@ -188,9 +205,3 @@ def _inside(name: str, root: Path) -> Path:
     if not found.is_file():
         raise pictures.BadPicture(f"{name}: there is no such file in {root}")
     return found
-
-
-def encoded(source: pictures.Source) -> str:
-    """A picture as base64: for a request."""
-    data = source if isinstance(source, bytes) else source.read_bytes()
-    return base64.b64encode(data).decode("ascii")
