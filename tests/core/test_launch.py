@@ -88,3 +88,82 @@ def test_a_recipe_needs_no_shell_and_may_start_warm(store, files, tmp_path):
     ):
         assert process(line).command == ["bash", "-c", line]
         assert not process(line).warm
+
+
+@pytest.fixture
+def data(files):
+    """A folder of data in a datastore, as a location."""
+    path = files.path("w", "blob", "data")
+    path.mkdir(parents=True)
+    (path / "a.txt").write_text("a")
+    return "file:blob/data"
+
+
+def given(store, files, home, **inputs):
+    """Return what stands for each input in the command of a job that has these."""
+    job = Job(name="j", workspace="w", spec=Command(command="true", inputs=inputs))
+    place = launch.prepare(store, files, home, job)
+    return place, launch.inputs(store, files, place, job)
+
+
+def test_a_download_is_the_jobs_own_and_goes_with_it(store, files, tmp_path, data):
+    copy = Input(value=data, type="uri_folder", mode="download")
+    one = Input(value=f"{data}/a.txt", type="uri_file", mode="download")
+    for _ in range(2):  # a step may be repeated
+        place, found = given(store, files, tmp_path, copy=copy, one=one)
+    Path(found["copy"], "a.txt").write_text("changed")
+    assert Path(found["one"]).read_text() == "a"
+    assert files.path("w", "blob", "data/a.txt").read_text() == "a"
+    launch.clear(place)
+    launch.clear(place)
+    assert not Path(found["copy"]).exists() and place.work.exists()
+
+
+def test_a_copy_that_was_interrupted_is_made_anew(store, files, tmp_path, data):
+    copy = Input(value=data, type="uri_folder", mode="download")
+    place = launch.folder(tmp_path, files, Job(name="j", workspace="w", spec=Command(command="x")))
+    half = place.inputs / "copy" / ".data.part"
+    half.mkdir(parents=True)
+    (half / "rubbish").write_text("x")
+    _, found = given(store, files, tmp_path, copy=copy)
+    assert [file.name for file in Path(found["copy"]).iterdir()] == ["a.txt"]
+
+
+def test_a_mount_is_the_data_itself(store, files, tmp_path, data):
+    _, found = given(
+        store, files, tmp_path, d=Input(value=data, type="uri_folder", mode="ro_mount")
+    )
+    assert found["d"] == str(files.path("w", "blob", "data"))
+
+
+def test_an_address_is_given_as_it_was_written(store, files, tmp_path):
+    direct = Input(value="file:blob/x", type="uri_folder", mode="direct", address="store://x")
+    assert given(store, files, tmp_path, d=direct)[1] == {"d": "store://x"}
+    with pytest.raises(Invalid, match="input 'd'"):
+        given(store, files, tmp_path, d=Input(value="file:blob/x", type="uri_file", mode="direct"))
+
+
+def test_a_variable_may_stand_for_an_input_or_an_output():
+    env = {"A": "${{inputs.x}}", "B": "${{outputs.y}}", "C": "${{inputs.unset}}", "D": "plain"}
+    found = launch.variables(env, {"x": "/data"}, {"y": Path("/out")})
+    assert found == {"A": "/data", "B": "/out", "D": "plain"}
+
+
+@pytest.mark.parametrize(
+    "text, size",
+    [("", None), ("2g", 2 << 30), ("512M", 512 << 20), ("1.5 GB", 3 << 29), ("64", 64)],
+)
+def test_a_size_is_read_as_docker_reads_it(text, size):
+    assert launch.size(text) == size
+
+
+@pytest.mark.parametrize("text", ["plenty", "-1g", "2x", "1e9"])
+def test_what_is_no_size_is_refused(text):
+    with pytest.raises(Invalid) as caught:
+        launch.size(text)
+    assert caught.value.target == "resources.shm_size"
+
+
+def test_ranks_are_spread_over_nodes_as_far_as_there_are_ranks():
+    asked = Command(command="x", nodes=2, ranks=2)
+    assert [launch.nodes(asked, ranks) for ranks in (4, 2, 3, 1)] == [2, 2, 1, 1]

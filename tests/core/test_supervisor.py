@@ -572,3 +572,30 @@ def test_a_job_whose_environment_cannot_be_built_fails_with_the_cause(house):
     house.tick(2)
     job = jobs.get(house.store, "j")
     assert job.status == "failed" and job.error["message"] == "no package named nothing"
+
+
+def test_the_last_words_of_a_job_are_of_the_rank_that_failed(house, engine):
+    house.submit(spec=Command(command="run", ranks=2, distribution="pytorch"))
+    house.tick()
+    engine.logs["job-j/1"] = b"the second is ill\n"
+    engine.exits("job-j", 5, said="fine so far", rank=1, reason="rank 1 ended with 5")
+    house.tick(2)
+    assert house.error() == "the second is ill (rank 1 ended with exit status 5)"
+
+
+def test_what_was_to_be_kept_and_was_not_written_is_named(house, engine):
+    house.submit(spec=Command(command="run", outputs={"o": Output(type="uri_file", asset="kept")}))
+    house.tick()
+    engine.exits("job-j")
+    house.tick(3)
+    assert house.status() == "failed"
+    assert (
+        house.error() == "the output 'o' was to be kept as 'kept', and the job has not written it"
+    )
+
+
+def test_a_program_of_mpi_is_told_that_it_is_alone(house):
+    house.submit(spec=Command(command="run", ranks=2, distribution="mpi"))
+    house.tick()
+    (warning,) = jobs.get(house.store, "j").warnings
+    assert "not by mpirun" in warning

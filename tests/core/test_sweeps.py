@@ -7,9 +7,10 @@ from datetime import timedelta
 
 import pytest
 
-from finery.core import jobs, sweeps
+from finery.core import assets, jobs, sweeps
+from finery.core.assets import Asset
 from finery.core.errors import Invalid
-from finery.core.jobs import Command, Input, Output
+from finery.core.jobs import Command, Input, Output, Pipeline, Step
 from finery.core.work import Stopping, Sweep
 
 SWEEP = Sweep(
@@ -82,8 +83,6 @@ def test_what_the_best_trial_has_made_is_registered_once(house, files):
     ends(house, "s_0", 1.0)
     house.tick(8)
     assert house.status("s") == "completed"
-    from finery.core import assets
-
     kept = assets.get(house.store, "w", "data", "kept")
     assert kept.location == "file:workspaceblobstore/azureml/s_0/made"
 
@@ -185,6 +184,59 @@ def test_a_metric_that_nobody_logs_is_said(house):
     job = jobs.get(house.store, "s")
     assert (job.status, job.reused) == ("completed", None)
     assert "it has not logged the metric 'loss'" in job.warnings[0]
+
+
+def step(store, **given):
+    """A step that tries the input `x` of a component, and one that reads what the best has made."""
+    port = {"type": "string", "optional": False}
+    made = {"made": {"type": "uri_folder"}}
+    tried = kept(store, "tried", "try ${{inputs.x}} ${{outputs.made}}", {"x": port}, made)
+    data = {"d": {"type": "uri_folder", "optional": False}}
+    reads = kept(store, "reads", "read ${{inputs.d}}", data, {})
+    options = {key: value for key, value in vars(replace(SWEEP, most=2)).items() if key != "trial"}
+    return Pipeline(
+        steps={
+            "tune": Step(component=tried, sweep=options),
+            "read": Step(
+                component=reads, inputs={"d": Input(value="${{parent.jobs.tune.outputs.made}}")}
+            ),
+        },
+        **given,
+    )
+
+
+def kept(store, name, command, inputs, outputs):
+    spec = {
+        **{"kind": "command", "command": command, "code": "", "environment": "", "env": {}},
+        **{"inputs": inputs, "outputs": outputs, "distribution": "", "ranks": "", "nodes": ""},
+        **{"shm_size": "", "timeout": None, "deterministic": True},
+    }
+    return assets.create(store, Asset(scope="w", kind="component", name=name, spec=spec)).ref
+
+
+def test_a_sweep_in_a_pipeline_gives_the_next_step_what_its_best_trial_has_made(house, store):
+    house.submit("p", spec=step(store))
+    house.tick(8)
+    (tune,) = house.steps("p").values()
+    assert (tune.step, tune.kind, tune.root) == ("tune", "sweep", "p")
+    ends(house, f"{tune.name}_0", 2.0)
+    ends(house, f"{tune.name}_1", 1.0)
+    house.tick(16)
+    read = house.steps("p")["read"]
+    assert house.steps("p")["tune"].reused == f"{tune.name}_1"
+    line = house.engine.started[f"job-{read.name}"].command[-1]
+    assert line.endswith(f"/azureml/{tune.name}_1/made")
+    house.engine.exits(f"job-{read.name}")
+    house.tick(8)
+    assert house.status("p") == "completed"
+
+
+def test_a_cancelled_pipeline_cancels_the_trials_of_its_sweep(house, store):
+    house.submit("p", spec=step(store))
+    house.tick(8)
+    jobs.cancel(store, "p")
+    house.tick(12)
+    assert house.status("p") == "cancelled" and not house.engine.alive
 
 
 # -- early termination -----------------------------------------------------------------
