@@ -23,6 +23,7 @@ from finery.core.upkeep import Upkeep
 from finery.core.workspaces import Keys
 from finery.engines.environments import Environments
 from finery.engines.local import LocalEngine
+from finery.sampling import Sampler
 
 
 class NoTracking:
@@ -30,6 +31,9 @@ class NoTracking:
         return {}
 
     def close(self, job: Job) -> None: ...
+
+    def metrics(self, job: Job, name: str) -> list[float]:
+        return [float(job.spec.inputs["x"].value)]
 
 
 def main(home: Path, moment: str = "", status: str = "") -> None:
@@ -39,7 +43,7 @@ def main(home: Path, moment: str = "", status: str = "") -> None:
     if moment:
         _die(moment, status)
 
-    environments = Environments(home)
+    environments = Environments(home, engine=engine, locate=files.locate)
     upkeep = Upkeep(
         store, files, home, engine=engine, keys=Keys(home), environments=environments, kind=str
     )
@@ -50,7 +54,7 @@ def main(home: Path, moment: str = "", status: str = "") -> None:
         engine=engine,
         tracking=NoTracking(),
         environments=environments,
-        sampler=None,  # no sweeps here
+        sampler=Sampler(),
         upkeep=upkeep,
     )
     while jobs.unfinished(store):

@@ -13,7 +13,7 @@ import pytest
 
 from finery.core import ids, jobs
 from finery.core import store as stores
-from finery.core.jobs import Command, Job, Output
+from finery.core.jobs import Command, Job, Output, Sweep
 
 SERVER = Path(__file__).parent / "crashing_server.py"
 CHANGES = ("preparing", "running", "finalizing", "completed")
@@ -75,3 +75,24 @@ def test_a_cancelled_job_stays_cancelled_whenever_the_server_is_killed(home, mom
     assert serve(home) == 0
 
     assert jobs.get(store, "job").status == "cancelled"
+
+
+@pytest.mark.parametrize(
+    "moment, status",
+    [("after", "running"), ("before", "completed"), ("during", "finalizing")],
+)
+def test_a_sweep_goes_on_where_the_server_was_killed(home, moment, status):
+    ran = home / "ran"
+    store = stores.open_sqlite(home / "finery.db")
+    store.migrate()
+    trial = Command(command=f"echo ${{{{inputs.x}}}} >> {ran}")
+    space = {"x": ["choice", [1, 3, 2]]}
+    spec = Sweep(trial=trial, space=space, metric="m", rule="grid", most=3, at_once=2)
+    jobs.create(store, Job(name="job", workspace=ids.new(), spec=spec))
+
+    assert serve(home, moment, status) == -9
+    assert serve(home) == 0
+
+    job = jobs.get(store, "job")
+    assert (job.status, job.reused) == ("completed", "job_1")
+    assert sorted(ran.read_text().split()) == ["1", "2", "3"], "each value was tried once"
