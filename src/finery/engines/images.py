@@ -16,7 +16,7 @@ from finery.engines import containers
 from finery.engines.wanted import Wanted
 
 # What the scoring host imports; ours are shared where the Python is the same.
-HOST = ("uvicorn", "httptools", "uvloop", "orjson", "werkzeug")
+HOST = ("httptools", "uvloop", "werkzeug")
 _PYTHON = {True: "/opt/finery-env/bin/python", False: "python"}  # with a conda file, without
 
 
