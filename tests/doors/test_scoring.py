@@ -7,6 +7,7 @@ leave, instances that are lost.  No process is started.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import threading
@@ -27,9 +28,11 @@ from finery.core import workspaces as core_workspaces
 from finery.core.compute import Capacity
 from finery.core.endpoints import Deployment, Endpoint, Serving
 from finery.core.files import Files
+from finery.core.scaling import Scaling
 from finery.core.workspaces import Caller, Keys, Workspace
 from finery.doors.http import House
 from finery.doors.scoring import Scoring
+from finery.doors.traffic import Shares
 
 MAX_BODY = 3 * 2**20
 
@@ -42,10 +45,14 @@ class Instance:
         self.left = 0  # callers that went away before they were answered
         self.go = threading.Event()
         self.address = ""
+        self.metrics = b""
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             return
+        if scope["path"] == "/metrics":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            return await send({"type": "http.response.body", "body": self.metrics})
         headers = {name.decode(): value.decode() for name, value in scope["headers"]}
         query = scope["query_string"].decode()
         asked = {"path": scope["path"], "query": query, "headers": headers, "size": 0}
@@ -94,8 +101,10 @@ class Instance:
 class Running:
     """The door and two deployments, `blue` and `green`, of endpoint `ep`."""
 
-    def __init__(self, house: House, address: str, blue: Instance, green: Instance) -> None:
-        self.house, self.address, self.blue, self.green = house, address, blue, green
+    def __init__(self, door: Scoring, address: str, blue: Instance, green: Instance) -> None:
+        self.door, self.house = door, door.house
+        self.address, self.blue, self.green = address, blue, green
+        house = self.house
         self.key = endpoints.get(house.store, "ep").keys["primary"]
         self.client = httpx.Client(base_url=f"{address}/endpoints/ep", timeout=30)
 
@@ -143,7 +152,12 @@ def house(tmp_path: Path) -> Iterator[House]:
 def running(house: House) -> Iterator[Running]:
     blue, green = Instance(), Instance()
     door = Scoring(house, max_body=MAX_BODY)
-    with served(door, blue, green) as (address, blue.address, green.address):
+
+    async def entry(scope: Any, receive: Any, send: Any) -> None:  # as app.py has it
+        app = door.telling if scope["path"] == "/metrics" else door
+        await app(scope, receive, send)
+
+    with served(entry, blue, green) as (address, blue.address, green.address):
         for name, instance in (("blue", blue), ("green", green)):
             spec = Serving(code="c", script="score.py", max_concurrent_requests=8)
             made = endpoints.deploy(
@@ -151,7 +165,7 @@ def running(house: House) -> Iterator[Running]:
             )
             addresses = {f"{name[0]}-0": instance.address}
             endpoints.move(house.store, made, "ready", addresses=addresses)
-        running = Running(house, address, blue, green)
+        running = Running(door, address, blue, green)
         yield running
         blue.go.set()
         green.go.set()
@@ -283,6 +297,17 @@ def test_traffic_is_shared_exactly_and_changes_at_once(running: Running):
     assert running.post().headers["azureml-model-deployment"] == "green"
 
 
+@pytest.mark.parametrize(
+    "shares", [{"a": 90, "b": 10}, {"a": 33, "b": 33, "c": 34}, {"a": 1, "b": 99}]
+)
+def test_after_any_number_of_requests_each_has_had_its_share(shares: dict[str, int]):
+    turns, went = Shares(), Counter[str]()
+    for turn in range(1, 1001):
+        went[turns.next(shares)] += 1
+        assert all(abs(went[name] - turn * share / 100) < 1 for name, share in shares.items())
+    assert went == {name: share * 10 for name, share in shares.items()}
+
+
 def test_every_path_and_query_goes_through(running: Running):
     shown = {"authorization": running.key, "azureml-model-deployment": "blue"}
     assert running.client.get("/swagger.json?version=3", headers=shown).status_code == 200
@@ -328,6 +353,127 @@ def test_requests_go_to_the_least_busy_instance(running: Running, until: Callabl
         assert (len(busy.asked), len(free.asked)) == (1, 3)
         busy.go.set()
         assert held.result().status_code == 200
+
+
+# -- instances that are lost -----------------------------------------------------------
+
+
+class Breaking:
+    """An instance that reads each request and then breaks the connection off."""
+
+    def __enter__(self) -> Breaking:
+        self.asked = 0
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
+        self.thread = threading.Thread(target=self._run)
+        self.thread.start()
+        return self
+
+    def _run(self) -> None:
+        while True:
+            connection, _ = self.listener.accept()
+            with connection:
+                if not connection.recv(65536):
+                    return
+                self.asked += 1
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError), socket.create_connection(self.listener.getsockname()):
+            pass
+        self.thread.join(20)
+        self.listener.close()
+
+
+def place(running: Running, **addresses: str) -> None:
+    store = running.house.store
+    blue = endpoints.get_deployment(store, "ep", "blue")
+    found = {name.replace("_", "-"): address for name, address in addresses.items()}
+    endpoints.place(store, blue, addresses=found)
+
+
+def test_a_request_whose_instance_was_lost_is_answered_by_another(running: Running):
+    with Breaking() as broken:
+        place(running, b_0=broken.address, b_1=running.blue.address)
+        answers = [running.to("blue", b"x" * 2_000_000) for _ in range(3)]
+        assert [answer.json()["size"] for answer in answers] == [2_000_000] * 3
+        assert (broken.asked, len(running.blue.asked)) == (1, 3), "it is left alone for a while"
+
+
+def test_a_request_that_may_have_been_read_is_sent_again_once_only(running: Running):
+    with Breaking() as one, Breaking() as two, Breaking() as three:
+        place(running, b_0=one.address, b_1=two.address, b_2=three.address)
+        assert "lost" in refused(running.to("blue"), 503)
+        assert one.asked + two.asked + three.asked == 2
+
+
+def test_a_body_in_pieces_is_not_sent_again_once_it_has_begun(running: Running, monkeypatch: Any):
+    monkeypatch.setattr("finery.doors.scoring._AT_ONCE", 1000)
+    with Breaking() as broken:
+        place(running, b_0=broken.address, b_1=running.blue.address)
+        assert running.to("blue", b"x" * 100_000).status_code == 503
+        assert running.blue.asked == []
+
+
+def test_a_body_in_pieces_goes_elsewhere_where_nobody_takes_it(running: Running, monkeypatch: Any):
+    monkeypatch.setattr("finery.doors.scoring._AT_ONCE", 1000)
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        address = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    place(running, b_0=address, b_1=running.blue.address)
+    assert running.to("blue", b"x" * 100_000).json()["size"] == 100_000
+
+
+def test_a_request_waits_for_what_takes_the_place_of_its_instance(
+    running: Running, until: Callable[..., Any]
+):
+    woken = threading.Event()
+    object.__setattr__(running.house, "wake", woken.set)
+    with Breaking() as broken, ThreadPoolExecutor() as pool:
+        place(running, b_0=broken.address)
+        call = pool.submit(running.to, "blue")
+        assert woken.wait(20), "the supervisor is told to look"
+        place(running)
+        late = pool.submit(running.to, "blue")
+        place(running, b_1=running.blue.address)
+        assert (call.result().status_code, late.result().status_code) == (200, 200)
+        assert broken.asked == 1
+
+
+def test_the_first_call_of_a_deployment_without_instances_waits_for_one(
+    running: Running, until: Callable[..., Any]
+):
+    woken = threading.Event()
+    object.__setattr__(running.house, "wake", woken.set)
+    running.limit(max_queue_wait_ms=0, scaling=Scaling(least=0, most=1))
+    blue = endpoints.get_deployment(running.house.store, "ep", "blue")
+    endpoints.scale(running.house.store, blue, 0, reason="a test")
+    place(running)
+    with ThreadPoolExecutor() as pool:
+        call = pool.submit(running.to, "blue")
+        assert woken.wait(20)
+        assert until(lambda: running.door.load(blue.id).now) == 1
+        place(running, b_1=running.blue.address)
+        assert call.result().status_code == 200
+    assert running.door.load(blue.id).now == 0
+
+
+def test_who_waits_for_an_instance_that_does_not_come_is_told_so(running: Running):
+    running.limit(request_timeout_ms=50, max_queue_wait_ms=0)
+    place(running)
+    assert "no instance that answers" in refused(running.to("blue"), 503)
+
+
+def test_an_instance_is_busy_until_its_last_answer_is_whole(
+    running: Running, until: Callable[..., Any]
+):
+    shown = {"authorization": running.key, "azureml-model-deployment": "blue"}
+    with running.client.stream("POST", "/stream", content=b"{}", headers=shown) as answer:
+        parts = answer.iter_raw()
+        next(parts)
+        place(running)  # it gets no more requests
+        assert running.door.busy("b-0") == 1
+        running.blue.go.set()
+        assert b"".join(parts) == b"data: 2\n\n"
+    until(lambda: running.door.busy("b-0") == 0)
 
 
 # -- limits ----------------------------------------------------------------------------
@@ -437,6 +583,79 @@ def test_a_mirror_that_hangs_holds_nobody_up(running: Running, until: Callable[.
     for _ in range(4):
         assert running.post(content=b"hold").status_code == 200
     until(lambda: len(running.green.asked) == 2)
+
+
+def test_a_mirror_that_fails_or_is_lost_touches_no_answer(running: Running):
+    with Breaking() as broken:
+        store = running.house.store
+        green = endpoints.get_deployment(store, "ep", "green")
+        endpoints.place(store, green, addresses={"g-0": broken.address})
+        running.share(blue=100, mirror={"green": 50})
+        assert {running.post().status_code for _ in range(10)} == {200}
+
+
+def test_copies_that_a_mirror_is_too_slow_for_are_dropped_and_counted(
+    running: Running, until: Callable[..., Any], monkeypatch: Any
+):
+    monkeypatch.setattr("finery.doors.scoring._MIRRORED_EACH", 2)
+    running.share(blue=100, mirror={"green": 50})
+    running.blue.go.set()
+    assert {running.post(content=b"hold").status_code for _ in range(10)} == {200}
+    until(lambda: len(running.green.asked) == 2)
+    green = endpoints.get_deployment(running.house.store, "ep", "green")
+    seen = running.door.seen(green.id)
+    assert seen and (seen.meter.copies, seen.meter.dropped) == (2, 3)
+
+
+# -- counts ----------------------------------------------------------------------------
+
+
+def samples(text: str) -> dict[str, float]:
+    pairs = (line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    return {name: float(value) for name, value in pairs}
+
+
+def test_what_was_asked_is_told_in_prometheus_text(running: Running):
+    running.share(blue=90, green=10)
+    for content in (b"{}", b"{}", b"fail"):
+        running.to("blue", content)
+    answer = running.client.get("/metrics", headers={"authorization": running.key})
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    told, blue = samples(answer.text), 'endpoint="ep",deployment="blue"'
+    assert told[f'finery_endpoint_requests_total{{{blue},code="200"}}'] == 2
+    assert told[f'finery_endpoint_requests_total{{{blue},code="424"}}'] == 1
+    assert told[f'finery_endpoint_request_seconds_bucket{{{blue},le="+Inf"}}'] == 3
+    assert told[f"finery_endpoint_request_seconds_count{{{blue}}}"] == 3
+    assert told[f"finery_endpoint_instances_ready{{{blue}}}"] == 1
+    assert told[f"finery_endpoint_traffic_percent{{{blue}}}"] == 90
+    assert told[f"finery_endpoint_running{{{blue}}}"] == 0
+    types = [line for line in answer.text.splitlines() if line.startswith("# TYPE")]
+    assert len(types) == len({*types})
+
+
+def test_what_instances_tell_of_themselves_is_passed_on_with_their_labels(running: Running):
+    said = b"# HELP finery_tokens_total of chat\n# TYPE finery_tokens_total counter\n"
+    said += b'finery_tokens_total{kind="prompt"} 7\nnonsense\nfinery_up 1\n'
+    running.blue.metrics = said
+    place(running, **{"deployment_x_1_0_2": running.blue.address})
+    answer = running.client.get("/metrics", headers={"authorization": running.key})
+    own = 'endpoint="ep",deployment="blue",instance="1-0-2"'
+    told = samples(answer.text)
+    assert told[f'finery_tokens_total{{{own},kind="prompt"}}'] == 7
+    assert told[f"finery_up{{{own}}}"] == 1
+    assert "nonsense" not in answer.text
+
+
+def test_counts_of_one_endpoint_are_for_its_callers_and_of_all_for_the_administrator(
+    running: Running,
+):
+    url = f"{running.address}/endpoints/ep/metrics"
+    assert httpx.get(url).status_code == 401
+    url = f"{running.address}/metrics"
+    assert httpx.get(url, headers={"authorization": f"Bearer {running.key}"}).status_code == 401
+    shown = {"authorization": f"Bearer {running.house.keys.admin}"}
+    told = httpx.get(url, headers=shown)
+    assert 'finery_endpoint_instances_ready{endpoint="ep",deployment="blue"} 1' in told.text
 
 
 def test_other_methods_than_get_and_post_are_refused_to_those_who_may_call(running: Running):
