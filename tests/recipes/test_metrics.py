@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +23,13 @@ class Tracking:
         self.params: list[tuple[str, str, str]] = []
         self.tags: dict[tuple[str, str], str] = {}
         self.calls = 0
+        self.files: list[tuple[str, str, str]] = []
+        self.full = False
+
+    def log_artifact(self, run: str, path: str, folder: str) -> None:
+        if self.full:
+            raise OSError("no room for pictures")
+        self.files.append((run, path, folder))
 
     def log_batch(self, run: str, metrics: list[Any], params: list[Any], tags: list[Any]) -> None:
         self.calls += 1
@@ -53,6 +61,22 @@ def test_each_metric_reaches_both_runs_once() -> None:
     assert sorted(tracking.points) == sorted(wanted)
     assert tracking.params == [("step", "rate", "0.1")]
     assert tracking.tags == {("step", "score"): "1", ("root", "score"): "1"}
+
+
+def test_a_file_reaches_both_runs_once_and_one_that_fails_holds_up_no_number(
+    until: Until, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tracking = Tracking()
+    reporter = Reporter(client=tracking, runs=["step", "root"])
+    reporter.file(Path("sheet.png"), "samples")
+    until(lambda: len(tracking.files) == 2)
+    assert tracking.files == [(run, "sheet.png", "samples") for run in ("step", "root")]
+    tracking.full = True
+    reporter.file(Path("other.png"), "samples")
+    reporter.log({"loss": 1.0}, step=1)
+    reporter.close()
+    assert sorted(tracking.points) == [("root", "loss", 1.0, 1), ("step", "loss", 1.0, 1)]
+    assert capsys.readouterr().out.count("no room for pictures") == 1
 
 
 def test_a_run_that_failed_gets_its_own_again_and_the_other_nothing_twice(until: Until) -> None:

@@ -40,6 +40,11 @@ def test_a_list_of_plain_values_is_a_column() -> None:
     assert found.to_dict("list") == {"text": ["x", "y"]}
 
 
+def test_columns_at_the_end_may_be_left_out_of_a_list() -> None:
+    found = pyfunc.data_in([["x", 1], ["y", 2]], columns=["image", "question", "text"])
+    assert list(found.columns) == ["image", "question"]
+
+
 def test_without_names_a_list_is_an_array_and_an_object_named_tensors() -> None:
     np.testing.assert_array_equal(pyfunc.data_in([[1, 2]], columns=[]), np.array([[1, 2]]))
     found = pyfunc.data_in({"x": [[1, 2]]}, columns=[])
