@@ -86,7 +86,7 @@ ROWS = [
         status=200,
         says='{"a": 1}',
     ),
-    *(plain(what) for what in ("none", "nan", "accents", "keys", "tuple", "empty", "deep", "large")),
+    *(plain(what) for what in ("none", "nan", "accents", "keys", "tuple", "empty", "deep", "large", "float64")),
     plain("raise"),
     plain("memory"),
     plain("headers", headers={**JSON, "X-Custom": "mine", "Accept": "*/*"}),
@@ -98,7 +98,7 @@ ROWS = [
             status=500,
             says="An unexpected internal error occurred",
         )
-        for what in ("bytes", "set")
+        for what in ("bytes", "set", "array")
     ),
     plain(
         "generator",

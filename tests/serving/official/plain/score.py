@@ -1,5 +1,6 @@
 """A script without decorators: the body says what to do."""
 
+import importlib
 import json
 import logging
 
@@ -39,6 +40,8 @@ ANSWERS = {
     "tuple": lambda: (1, "two", 3.5),
     "empty": lambda: "",
     "deep": lambda: json.loads("[" * 500 + "]" * 500),
+    "float64": lambda: {"mean": importlib.import_module("numpy").float64(1.5)},
+    "array": lambda: importlib.import_module("numpy").zeros(2),
     "generator": lambda: (f"part {number}\n" for number in range(3)),
     "large": lambda: "x" * 300_000,
 }
