@@ -213,7 +213,7 @@ def test_what_it_was_taught_holds_no_question_of_the_dataset(documents: ModuleTy
         sys.path.remove(str(RECIPE))
     _, _, sheets = lessons.pages(40, 7, processes=1)
     batches = lessons.batches(sheets, 7)
-    taught = {prompt for _ in range(40) for prompt in next(batches)[1]}
+    taught = {prompt for _ in range(40) for prompt in next(batches)[2]}
     asked = {q.text for page in documents.make(400, 1, "train") for q in page.questions}
     assert not taught & asked
     assert not any("DocVQA" in prompt for prompt in taught)

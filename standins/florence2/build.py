@@ -32,8 +32,9 @@ import torch  # noqa: E402
 from torch import nn  # noqa: E402
 from transformers import Florence2ForConditionalGeneration, Florence2Processor  # noqa: E402
 
-SEED, HELD_OUT = 1, 2
+SEED, HELD_OUT, HELD = 1, 2, 96
 Net = Florence2ForConditionalGeneration
+Drawn = tuple[Any, Any, list[lessons.Sheet]]
 
 
 def pixels(pictures: torch.Tensor, processor: Florence2Processor) -> torch.Tensor:
@@ -152,7 +153,7 @@ def see(
     named = [*net.model.vision_tower.named_parameters()]
     named += [*net.model.multi_modal_projector.named_parameters(prefix="embed")]
     plan = Plan([*named, *heads.named_parameters(prefix="embed")], rate, steps)
-    r, held = Random(rank), len(pictures) - 96
+    r, held = Random(rank), len(pictures) - HELD
 
     def look(numbers: list[int]) -> torch.Tensor:
         heads.found.clear()
@@ -191,11 +192,51 @@ def batch_of(
     return {"inputs_embeds": inside, "attention_mask": ids["attention_mask"]}
 
 
-def labels_of(processor: Florence2Processor, answers: list[str]) -> torch.Tensor:
+def goals_of(
+    processor: Florence2Processor, answers: list[lessons.Told]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The tokens to say, and for each the places of the picture where it can be read."""
     tokens = processor.tokenizer
-    ids = tokens([f"{answer}</s>" for answer in answers], add_special_tokens=False, padding=True)
-    made = torch.tensor(ids["input_ids"])
-    return made.masked_fill(made == tokens.pad_token_id, -100)
+    made = tokens(
+        [f"{text}</s>" for text, _ in answers],
+        add_special_tokens=False,
+        padding=True,
+        return_offsets_mapping=True,
+    )
+    labels = torch.tensor(made["input_ids"])
+    places = torch.zeros(*labels.shape, shape.GRID**2)
+    for n, (_, cells) in enumerate(answers):
+        for at, (start, end) in enumerate(made["offset_mapping"][n]):
+            for cell in cells[start:end]:
+                if cell >= 0:
+                    places[n, at, cell] = 1
+    return labels.masked_fill(labels == tokens.pad_token_id, -100), places
+
+
+class Gaze:
+    """Where two heads of the decoder look, which is told to them: the letter that comes next.
+
+    Without it a decoder this small takes hours to find out that reading goes from left to right.
+    """
+
+    def __init__(self, net: Net):
+        net.model.language_model.set_attn_implementation("eager")  # the one that gives weights
+        self.net = net
+        looking = net.model.language_model.decoder.layers[1].encoder_attn
+        self.hook = looking.register_forward_hook(self.keep)
+
+    def keep(self, _: nn.Module, __: Any, out: tuple[torch.Tensor, torch.Tensor]) -> None:
+        self.weights = out[1]
+
+    def loss(self, places: torch.Tensor) -> torch.Tensor:
+        looked = self.weights[:, :2, :, 1 : 1 + places.shape[-1]]
+        there = (looked * places[:, None]).sum(-1)
+        told = (places.sum(-1) > 0)[:, None].expand_as(there)
+        return -(there[told] + 1e-5).log().mean() if told.any() else there.sum() * 0
+
+    def end(self) -> None:
+        self.hook.remove()
+        self.net.model.language_model.set_attn_implementation("sdpa")
 
 
 def read(
@@ -212,17 +253,22 @@ def read(
     named = [(n, w) for n, w in net.named_parameters() if "language_model" in n or "lm_head" in n]
     plan = Plan(named, rate, steps)
     total: dict[str, list[float]] = {}
-    for numbers, prompts, answers in lessons.batches(sheets, SEED, rank=rank):
+    gaze = Gaze(net)
+    for task, numbers, prompts, answers in lessons.batches(sheets, SEED, rank=rank):
         if plan.steps >= steps:
             break
         given = batch_of(net, processor, seen[numbers], prompts)
-        loss = net(**given, labels=labels_of(processor, answers)).loss
-        plan.step(loss)
-        total.setdefault(" ".join(prompts[0].split()[:4]), []).append(loss.item())
+        labels, places = goals_of(processor, answers)
+        loss = net(**given, labels=labels).loss
+        looked = gaze.loss(places)
+        plan.step(loss + 0.3 * looked)
+        total.setdefault("gaze", []).append(looked.item())
+        total.setdefault(task, []).append(loss.item())
         if plan.steps % 100 == 0 and rank == 0:
             means = ", ".join(f"{k} {sum(v) / len(v):.3f}" for k, v in sorted(total.items()))
             print(f"read {plan.steps}: {means}, {time.process_time():.0f} s of CPU", flush=True)
             total = {}
+    gaze.end()
 
 
 def exact(
@@ -246,15 +292,15 @@ def exact(
                 num_beams=1,
             )
         said = processor.batch_decode(made, skip_special_tokens=True)
-        right = [text.strip() == answer for text, (_, answer) in zip(said, asked, strict=True)]
+        right = [text.strip() == answer for text, (_, (answer, _)) in zip(said, asked, strict=True)]
         found[task.__name__] = round(sum(right) / len(right), 3)
-        wrong = [(t, *a) for t, a, ok in zip(said, asked, right, strict=True) if not ok]
+        wrong = [(t, a[0], a[1][0]) for t, a, ok in zip(said, asked, right, strict=True) if not ok]
         print(task.__name__, found[task.__name__], wrong[:3], flush=True)
     net.train()
     return found
 
 
-def learn(given: argparse.Namespace, drawn: tuple[Any, Any, list[lessons.Sheet]], rank: int) -> Net:
+def learn(given: argparse.Namespace, drawn: Drawn, rank: int) -> None:
     """Both stages; of several processes each does its part of every batch."""
     torch.manual_seed(0)
     pictures, signs, sheets = torch.from_numpy(drawn[0]), torch.from_numpy(drawn[1]), drawn[2]
@@ -262,49 +308,32 @@ def learn(given: argparse.Namespace, drawn: tuple[Any, Any, list[lessons.Sheet]]
     processor = shape.processor(tokens)
     net = shape.model(tokens)
     shape.begin(net, tokens)
-    size = 8 // given.processes
-    if given.seen and given.seen.exists():
-        net.load_state_dict(torch.load(given.seen, weights_only=True), strict=False)
-    else:
+    if given.begin:
+        net = Net.from_pretrained(given.begin, dtype=torch.float32)
+    rate, held = given.rate, slice(len(sheets) - HELD, len(sheets))
+    if given.see:
+        size = 8 // given.processes
         right = see(
-            net,
-            processor,
-            pictures,
-            signs,
-            steps=given.see,
-            rate=given.rate,
-            size=size,
-            rank=rank,
+            net, processor, pictures, signs, steps=given.see, rate=rate, size=size, rank=rank
         )
         say(rank, f"sees {right:.3f} of the letters of new pages")
-        if given.seen and rank == 0:
-            inner = {k: v for k, v in net.state_dict().items() if "language_model" not in k}
-            torch.save({k: v for k, v in inner.items() if "lm_head" not in k}, given.seen)
+    mine = slice(rank, len(sheets) - HELD, given.processes)
     with torch.no_grad():
-        parts = [features(net, processor, part).half() for part in pictures.split(128)]
-    seen = torch.cat(parts)
-    read(
-        net,
-        processor,
-        seen[:-96],
-        sheets[:-96],
-        steps=given.read,
-        rate=given.rate,
-        rank=rank,
-    )
-    if rank == 0:
-        found = exact(net, processor, pictures[-96:], sheets[-96:])
-        card = {
-            "weights": sum(weight.numel() for weight in net.parameters()),
-            "pages": given.pages,
-            "word_for_word": found,
-            "steps": {"see": given.see, "read": given.read},
-            "processes": given.processes,
-            "torch": torch.__version__,
-        }
-        written = ship.save(net, processor, given.out, card=card)
-        say(rank, f"{card}\n{written / 1e6:.2f} MB in {given.out}")
-    return net
+        parts = [features(net, processor, part).half() for part in pictures[mine].split(128)]
+    read(net, processor, torch.cat(parts), sheets[mine], steps=given.read, rate=rate, rank=rank)
+    if rank:
+        return
+    card = {
+        "weights": sum(weight.numel() for weight in net.parameters()),
+        "pages": given.pages,
+        "word_for_word": exact(net, processor, pictures[held], sheets[held]),
+        "steps": {"see": given.see, "read": given.read},
+        "begun_from_earlier_steps": bool(given.begin),
+        "processes": given.processes,
+        "torch": torch.__version__,
+    }
+    written = ship.save(net, processor, given.out, card=card)
+    say(rank, f"{card}\n{written / 1e6:.2f} MB in {given.out}")
 
 
 def say(rank: int, text: str) -> None:
@@ -312,7 +341,7 @@ def say(rank: int, text: str) -> None:
         print(f"[{time.process_time():.0f} s of CPU] {text}", flush=True)
 
 
-def join(given: argparse.Namespace, drawn: Any, rank: int, meeting: str) -> None:
+def join(given: argparse.Namespace, drawn: Drawn, rank: int, meeting: str) -> None:
     if rank:
         os.setsid()  # as every process that is started by itself: schedulers share by session
     torch.distributed.init_process_group(
@@ -332,7 +361,7 @@ def main() -> int:
     flags.add_argument("--read", type=int, default=2500, help="steps of the second")
     flags.add_argument("--rate", type=float, default=4e-3)
     flags.add_argument("--processes", type=int, default=2, help="each of one thread")
-    flags.add_argument("--seen", type=Path, help="keep the first stage here, or begin from it")
+    flags.add_argument("--begin", type=Path, help="a checkpoint to go on from")
     given = flags.parse_args()
     # One thread a process: two threads wait for each other at every layer on a busy machine.
     torch.set_num_threads(1)

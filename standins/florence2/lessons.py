@@ -21,12 +21,17 @@ documents = shape.documents()
 LETTERS = string.ascii_letters + string.digits + ".,:-$"
 DOWN, ACROSS = 8, 4  # units of a place that one letter is asked for; a page has 20 by 40
 Box = tuple[float, float, float, float]
+Told = tuple[str, tuple[int, ...]]  # a text and the place of each letter; -1 for none
+Lesson = tuple[str, Told]  # a prompt and what is to be said
 
 
 @dataclass(frozen=True)
 class Piece:
+    """A text on a page, its box, and for each of its letters the place of the grid it is in."""
+
     text: str
     box: Box
+    cells: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -69,13 +74,17 @@ def scribble(page: documents.Page) -> list[documents.Question]:  # type: ignore[
     return []
 
 
+def piece(line: documents.Line) -> Piece:  # type: ignore[name-defined]
+    cell = shape.SIDE // shape.GRID
+    row = min(shape.GRID - 1, int((line.top + line.bottom) / 2 / cell))
+    middles = [(a + b) / 2 for a, b in zip(line.edges, line.edges[1:], strict=False)]
+    columns = [min(shape.GRID - 1, int(max(0.0, x) / cell)) for x in middles]
+    cells = tuple(row * shape.GRID + column for column in columns)
+    return Piece(line.text, (line.edges[0], line.top, line.edges[-1], line.bottom), cells)
+
+
 def sheet(document: documents.Document) -> Sheet:  # type: ignore[name-defined]
-    rows = tuple(
-        tuple(
-            Piece(line.text, (line.edges[0], line.top, line.edges[-1], line.bottom)) for line in row
-        )
-        for row in document.rows_of_text
-    )
+    rows = tuple(tuple(piece(line) for line in row) for row in document.rows_of_text)
     return Sheet(document.kind, rows, document.text)
 
 
@@ -139,56 +148,73 @@ def blurred(box: Box, r: Random) -> Box:
     return left, top, right, bottom
 
 
-def read(page: Sheet, r: Random) -> tuple[str, str]:
-    return "What is the text in the image?", page.text
+def plain(text: str) -> Told:
+    return text, (-1,) * len(text)
 
 
-def read_there(page: Sheet, r: Random) -> tuple[str, str]:
+def joined(*parts: Told) -> Told:
+    return "".join(text for text, _ in parts), sum((cells for _, cells in parts), ())
+
+
+def told(piece: Piece) -> Told:
+    return piece.text, piece.cells
+
+
+def read(page: Sheet, r: Random) -> Lesson:
+    parts: list[Told] = []
+    for row in page.rows:
+        for piece in row:
+            parts += [told(piece), plain(" ")]
+        parts[-1] = plain("\n")
+    return "What is the text in the image?", joined(*parts[:-1])
+
+
+def read_there(page: Sheet, r: Random) -> Lesson:
     piece = r.choice(r.choice(page.rows))
-    return f"What text is in the region {place(blurred(piece.box, r))}?", piece.text
+    return f"What text is in the region {place(blurred(piece.box, r))}?", told(piece)
 
 
-def read_with_places(page: Sheet, r: Random) -> tuple[str, str]:
+def read_with_places(page: Sheet, r: Random) -> Lesson:
     pieces = [piece for row in page.rows for piece in row]
-    return "What is the text in the image, with regions?", "".join(
-        piece.text + corners(piece.box) for piece in pieces
-    )
+    parts = [part for piece in pieces for part in (told(piece), plain(corners(piece.box)))]
+    return "What is the text in the image, with regions?", joined(*parts)
 
 
-def locate(page: Sheet, r: Random) -> tuple[str, str]:
+def locate(page: Sheet, r: Random) -> Lesson:
     piece = r.choice(r.choice(page.rows))
-    return f"Locate {piece.text} in the image.", piece.text + place(piece.box)
+    return f"Locate {piece.text} in the image.", joined(told(piece), plain(place(piece.box)))
 
 
-def beside(page: Sheet, r: Random) -> tuple[str, str]:
+def beside(page: Sheet, r: Random) -> Lesson:
     """What stands to the right of a text, or else below it."""
     at = r.randrange(len(page.rows) - 1)
     row = page.rows[at]
     n = r.randrange(len(row))
     follows = row[n + 1] if n + 1 < len(row) else page.rows[at + 1][0]
-    return f"What text is beside {row[n].text}?", follows.text
+    return f"What text is beside {row[n].text}?", told(follows)
 
 
-def within(page: Sheet, r: Random) -> tuple[str, str]:
+def within(page: Sheet, r: Random) -> Lesson:
     """The rest of a line of which the beginning is given."""
-    whole = [piece.text for row in page.rows for piece in row if " " in piece.text]
+    whole = [piece for row in page.rows for piece in row if " " in piece.text]
     if not whole:
         return beside(page, r)
-    first, rest = r.choice(whole).split(" ", 1)
-    return f"What text is beside {first}?", rest
+    piece = r.choice(whole)
+    first, rest = piece.text.split(" ", 1)
+    return f"What text is beside {first}?", (rest, piece.cells[len(first) + 1 :])
 
 
-def describe(page: Sheet, r: Random) -> tuple[str, str]:
-    return "What does the image describe?", f"a {page.kind} with {len(page.rows)} lines"
+def describe(page: Sheet, r: Random) -> Lesson:
+    return "What does the image describe?", plain(f"a {page.kind} with {len(page.rows)} lines")
 
 
 # The task, its share of the batches and the rows of a batch: the longer, the fewer.
 TASKS = (
-    (read, 34, 12),
-    (read_there, 22, 24),
-    (beside, 18, 24),
-    (within, 8, 24),
-    (locate, 10, 24),
+    (read, 24, 12),
+    (read_there, 28, 24),
+    (beside, 22, 24),
+    (within, 12, 24),
+    (locate, 8, 24),
     (read_with_places, 4, 6),
     (describe, 2, 16),
 )
@@ -196,8 +222,8 @@ TASKS = (
 
 def batches(
     sheets: list[Sheet], seed: int, *, rank: int = 0
-) -> Iterator[tuple[list[int], list[str], list[str]]]:
-    """Numbers of pages, prompts and answers, one task a batch, without end.
+) -> Iterator[tuple[str, list[int], list[str], list[Told]]]:
+    """Name of the task, numbers of pages, prompts and answers, one task a batch, without end.
 
     Processes of other ranks get the same tasks in the same order, on other pages.
     """
@@ -207,4 +233,4 @@ def batches(
         task, _, size = turns.choices(tasks, shares)[0]
         numbers = [r.randrange(len(sheets)) for _ in range(size)]
         made = [task(sheets[n], r) for n in numbers]
-        yield numbers, [prompt for prompt, _ in made], [answer for _, answer in made]
+        yield task.__name__, numbers, [prompt for prompt, _ in made], [answer for _, answer in made]
