@@ -14,8 +14,9 @@ from typing import Any
 
 import mlflow
 import pytest
-from azure.ai.ml import MLClient, Output, command
+from azure.ai.ml import Input, MLClient, Output, command, load_job
 from azure.ai.ml import sweep as spaces
+from azure.ai.ml.dsl import pipeline
 from azure.ai.ml.entities import AmlCompute
 from azure.ai.ml.sweep import BanditPolicy, Choice, RandomSamplingAlgorithm, Uniform
 from azure.core.exceptions import HttpResponseError
@@ -124,7 +125,7 @@ def test_a_grid_finds_the_best_and_its_outputs_are_the_sweeps(
 
 
 def test_a_trial_that_is_behind_is_ended_early(ml: MLClient, folder: Path):
-    made = swept(idea(steps=300, slow="slow")(x=Choice([3, 9])), sampling_algorithm="grid")
+    made = swept(idea(steps=60, slow="slow")(x=Choice([3, 9])), sampling_algorithm="grid")
     made.set_limits(max_total_trials=2, max_concurrent_trials=2)
     made.early_termination = BanditPolicy(slack_factor=0.2, evaluation_interval=1)
     job = ml.jobs.create_or_update(made)
@@ -202,3 +203,66 @@ def test_a_sweep_that_cannot_work_is_refused_with_the_field(
     with pytest.raises(HttpResponseError) as caught:
         ml.jobs.create_or_update(made)
     assert (caught.value.status_code, caught.value.error.target) == (400, target)
+
+
+HELLO = """
+$schema: https://azuremlschemas.azureedge.net/latest/sweepJob.schema.json
+type: sweep
+trial:
+  command: >-
+    echo ${{search_space.A}} ${{inputs.B}} ${{search_space.C}} > ${{outputs.said}}
+  environment: ENVIRONMENT
+inputs:
+  B: 5
+outputs:
+  said: {type: uri_file}
+compute: azureml:sweeps
+sampling_algorithm: random
+search_space:
+  A: {type: choice, values: [1, 2]}
+  C: {type: uniform, min_value: 0.1, max_value: 0.5}
+objective: {goal: minimize, primary_metric: random_metric}
+limits: {max_total_trials: 2, max_concurrent_trials: 2, timeout: 3600}
+display_name: hello-sweep-example
+experiment_name: hello-sweep-example
+description: Hello sweep job example.
+"""
+
+
+def test_a_sweep_may_be_written_in_yaml(ml: MLClient, tmp_path: Path):
+    (tmp_path / "sweep.yml").write_text(HELLO.replace("ENVIRONMENT", ENVIRONMENT))
+    job = ml.jobs.create_or_update(load_job(tmp_path / "sweep.yml"))
+    assert ended(ml, job.name).status == "Completed"
+    ml.jobs.download(f"{job.name}_1", download_path=tmp_path / "got", output_name="said")
+    a, b, c = next((tmp_path / "got").rglob("said/**/said")).read_text().split()
+    assert (a in "12", b, 0.1 <= float(c) <= 0.5) == (True, "5", True)
+
+
+def test_a_sweep_is_a_step_of_a_pipeline_and_its_best_goes_on(ml: MLClient, folder: Path):
+    tried = idea().component
+    read = command(
+        name="read",
+        command="cat ${{inputs.made}}/x.txt > ${{outputs.kept}}/x.txt",
+        inputs={"made": Input(type="uri_folder")},
+        outputs={"kept": Output(type="uri_folder")},
+        environment=ENVIRONMENT,
+    ).component
+
+    @pipeline()
+    def tuned():
+        tune = tried(x=Choice([1, 3])).sweep(
+            primary_metric="loss", goal="minimize", sampling_algorithm="grid"
+        )
+        tune.set_limits(max_total_trials=2, max_concurrent_trials=2, trial_timeout=120)
+        last = read(made=tune.outputs.made)
+        return {"kept": last.outputs.kept}
+
+    made = tuned()
+    made.settings.default_compute = "sweeps"
+    job = ml.jobs.create_or_update(made, experiment_name="sdk-sweep")
+    assert job.jobs["tune"].type == "sweep"
+    done = ended(ml, job.name)
+    assert done.status == "Completed", done.properties
+    assert done.jobs["tune"].search_space["x"].values == [1, 3]
+    ml.jobs.download(job.name, download_path="got", output_name="kept")
+    assert next(Path("got").rglob("x.txt")).read_text() == "3"
