@@ -222,12 +222,12 @@ def test_a_benchmark_lies_below_the_run_of_its_model_and_on_the_models_page(home
 def test_an_endpoint_that_only_fails_is_an_exit_status_and_no_run(home, tmp_path):
     done = run_bench(home, tmp_path, {"y": 1})
     assert done.returncode == 1
-    assert "run() failed: KeyError: 'x'" in done.stderr and "no call of 'e' succ" in done.stderr
-    assert "4 of 4 calls failed" in done.stderr and "logged" not in done.stderr
+    assert "4 x 424 KeyError: 'x'" in done.stderr and "no call of 'e' succ" in done.stderr
+    assert "4 of 4 calls failed" in done.stderr and "logged:" not in done.stderr
 
 
 def test_nothing_is_logged_where_nobody_wants_it(home, tmp_path):
     words = ("--no-log", "--json", "--plot", tmp_path / "p.svg")
     done = run_bench(home, tmp_path, {"x": 1}, *words)
     assert [row["errors"] for row in json.loads(done.stdout)] == [0, 0], done.stderr
-    assert (tmp_path / "p.svg").exists() and "logged" not in done.stderr
+    assert (tmp_path / "p.svg").exists() and "logged:" not in done.stderr

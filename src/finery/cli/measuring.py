@@ -184,6 +184,8 @@ def _ask(connection: http.client.HTTPConnection, target: Target) -> _Answer:
     by = answer.getheader("azureml-model-deployment", "")
     if answer.status == 200:
         return _Answer(seconds=taken, deployment=by)
+    # Of a script that raised, the answer says no more than that it did.
+    said = answer.getheader("ms-azureml-model-error-reason", "").encode() or said
     text = " ".join(said.decode(errors="replace").split())[:_SHOWN]
     return _Answer(seconds=taken, error=f"{answer.status} {text}".strip(), deployment=by)
 
