@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from finery.core.assets import Asset
-from finery.core.compute import Engine, Process, Runtime
+from finery.core.compute import Engine, Process, Report, Runtime
 from finery.core.errors import Failure, Invalid, NotSupported, Unavailable
 from finery.engines import building, containers, interpreters, sharing, wanted
 from finery.engines.wanted import Locate, Wanted
@@ -33,8 +33,8 @@ from finery.engines.wanted import Locate, Wanted
 OWN = Runtime(python=sys.executable, own=True)
 MOST_BUILDS = 2  # at once
 MOST_KNOWN = 2000  # wishes that are remembered
+MOST_TRIES = 3  # of a build whose builder is killed each time
 LONGEST = 3600.0  # seconds that a build may take
-IGNORED = 30.0  # seconds after which a build that nobody asks for is stopped
 LOOK_AGAIN = 30.0  # seconds after which a container engine is looked for anew
 _BUILDER = 1  # of what is built, when that changes
 # What of the server's environment tells a builder where packages and engines are.
@@ -63,16 +63,23 @@ class Environments:
         locate: Locate,
         strict: bool = False,
         surroundings: Mapping[str, str] | None = None,
+        ignored: float = 30.0,
     ) -> None:
-        """`strict`: what cannot be honoured is an error, instead of a warning."""
+        """`strict`: what cannot be honoured is an error, instead of a warning.
+
+        `ignored`: seconds after which a build that nobody asks for is stopped.
+        """
         self.home = home.absolute() / "environments"
         self.engine, self.locate, self.strict = engine, locate, strict
+        self.ignored = ignored
         self._surroundings = dict(os.environ if surroundings is None else surroundings)
         self._wishes: dict[tuple[str, bool, str], tuple[Wanted, str]] = {}
         self._engine_client = ""
         self._look_at = 0.0  # when to look for a container engine again
         self._ready: dict[str, Runtime] = {}
         self._asked: dict[str, float] = {}  # builds that run -> when they were last asked for
+        self._begun: dict[str, int] = {}  # builds -> how often, since they last ended by themselves
+        self._minding = False
         self._lock = threading.RLock()
 
     def runtime(
@@ -102,7 +109,7 @@ class Environments:
         known = (environment.ref, serving, client)
         if known not in self._wishes:
             try:
-                here = bool(interpreters.conda())
+                here = bool(interpreters.conda(self._surroundings.get("PATH")))
                 wish = wanted.of(
                     environment, self.locate, serving=serving, client=client, conda_here=here
                 )
@@ -138,6 +145,7 @@ class Environments:
                 variables=said["variables"],
             )
             self.engine.forget(f"environment-{key}")
+            self._begun.pop(key, None)
         return self._ready[key]
 
     def _step(self, environment: Asset, wish: Wanted, key: str, log: Path | None) -> Runtime | None:
@@ -147,20 +155,21 @@ class Environments:
         if report.state == "exited" and (found := self._found(key)):
             return found  # it became ready since we looked
         if report.state == "exited":
+            cause = self._cause(key, report)
             waited = log is None or _same(log, self._log(key))
-            failure = self._failure(environment, key, report.reason)
-            self._asked.pop(key, None)
-            if waited:
-                if log is None:  # who has no log cannot be told from those who come later
-                    self.engine.forget(id)
-                raise failure
-            self.engine.forget(id)
-            report = self.engine.report(id)
+            if log is None or not waited or cause is None:
+                self.engine.forget(id)  # whoever asks next has it tried again
+                report = self.engine.report(id)
+            if waited and cause is not None:
+                raise _failure(environment, *cause)
         if report.state == "unknown":
             if len(self._building()) >= MOST_BUILDS:
                 return None
             self._start(wish, key, id)
         self._asked[key] = time.monotonic()
+        if not self._minding:
+            self._minding = True
+            threading.Thread(target=self._mind, name="builds", daemon=True).start()
         if log is not None:
             _show(self._log(key), log)
         return None
@@ -171,6 +180,7 @@ class Environments:
         for name in (f"{key}.failed.json", f"{key}.log"):
             (self.home / name).unlink(missing_ok=True)
         self._log(key).touch(mode=0o644)
+        self._begun[key] = self._begun.get(key, 0) + 1
         given = self.home / f"{key}.json"
         given.write_text(json.dumps(asdict(wish)))
         self.engine.start(
@@ -183,9 +193,6 @@ class Environments:
                 timeout=LONGEST,
             )
         )
-        if not self._asked:
-            self._asked[key] = time.monotonic()
-            threading.Thread(target=self._mind, name="builds", daemon=True).start()
 
     def _building(self) -> list[str]:
         """Return the builds that run; those of an earlier server's life too."""
@@ -195,35 +202,54 @@ class Environments:
                 found.append(place.name.removeprefix("environment-"))
         return found
 
-    def _failure(self, environment: Asset, key: str, reason: str) -> Failure:
-        said = _read(self.home / f"{key}.failed.json") or {}
-        shutil.rmtree(self.home / key, ignore_errors=True)
-        kind = Invalid if said.get("invalid") else Unavailable
-        cause = said.get("cause") or reason or "its builder ended without a word"
-        return kind(
-            f"the environment {environment.name!r} could not be built: {cause} (the whole log: "
-            "environment.log)",
-            target="environment",
-        )
+    def _cause(self, key: str, report: Report) -> tuple[str, bool] | None:
+        """Return why a build failed, and whether what was asked for is to blame.
+
+        None where it did not: it was stopped or killed, and is simply begun again.
+        """
+        self._tidy(key)
+        said = _read(self.home / f"{key}.failed.json")
+        if said:
+            self._begun.pop(key, None)
+            return said["cause"], said["invalid"]
+        if report.timed_out:
+            return f"it took more than {LONGEST:g} s", False
+        if self._begun.get(key, 0) < MOST_TRIES:
+            return None
+        self._begun.pop(key, None)
+        return report.reason or "its builder ended without a word", False
 
     def _mind(self) -> None:
-        """Stop the builds that nobody waits for any more."""
+        """Stop the builds that nobody waits for any more; ends with the last build."""
         while True:
-            time.sleep(1)
+            time.sleep(min(1.0, self.ignored))
             with self._lock:
                 for key, last in [*self._asked.items()]:
-                    id = f"environment-{key}"
-                    if self.engine.report(id).state == "exited":
+                    if self.engine.report(f"environment-{key}").state == "exited":
                         self._asked.pop(key)
-                    elif time.monotonic() - last > IGNORED:
+                        self._tidy(key)
+                    elif time.monotonic() - last > self.ignored:
                         logger.info("nobody waits for the environment %s: stopped", key)
-                        self.engine.stop(id)
-                        self._asked.pop(key)
+                        self.engine.stop(f"environment-{key}")
                 if not self._asked:
+                    self._minding = False
                     return
+
+    def _tidy(self, key: str) -> None:
+        """Take away what a build that failed has left of its folder."""
+        if not (self.home / key / building.READY).exists():
+            shutil.rmtree(self.home / key, ignore_errors=True)
 
     def _log(self, key: str) -> Path:
         return self.home / f"{key}.log"
+
+
+def _failure(environment: Asset, cause: str, invalid: bool) -> Failure:
+    return (Invalid if invalid else Unavailable)(
+        f"the environment {environment.name!r} could not be built: {cause} (the whole log: "
+        "environment.log)",
+        target="environment",
+    )
 
 
 def _about(wish: Wanted) -> list[str]:

@@ -67,6 +67,8 @@ def make(wanted: Wanted, folder: Path, *, run: Run, say: Callable[[str], None]) 
     for step in making.steps:
         _install(making, step, same=chosen.same)
     _settle(making)
+    if wanted.on_ours:
+        _mend(making)
     _check_beside(making)
     return {
         "warnings": making.warnings,
@@ -92,7 +94,7 @@ def _leave_out(making: Making) -> None:
 def _share(making: Making, chosen: Chosen) -> None:
     """Have of our packages what the environment may begin with."""
     ours = sharing.packages()
-    asked = {requirements.name(line) for step in making.steps for line in step}
+    asked = {requirements.name(line) for step in making.wanted.steps for line in step}
     names: set[str] = set()
     if chosen.same and making.wanted.on_ours:
         names = {*ours}
@@ -100,7 +102,7 @@ def _share(making: Making, chosen: Chosen) -> None:
         names = sharing.closure(images.HOST, ours) - asked if making.wanted.serving else set()
         if _sharable(making):
             making.anew = _wanted_anew(making)
-        if making.anew and making.anew & {"torch", "?"}:
+        if making.anew and "torch" in making.anew:
             names |= sharing.closure(["torch"], ours) - (asked - {"torch"})
             names |= {one for one in ours if sharing.WITH_TORCH.fullmatch(one)}
     if "pip" not in asked:
@@ -117,7 +119,7 @@ def _sharable(making: Making) -> bool:
 
 
 def _wanted_anew(making: Making) -> set[str]:
-    """Return what would be installed; "?" where that cannot be said."""
+    """Return what would be installed, by name; nothing where it cannot be."""
     found: set[str] = set()
     for step in making.steps:
         words = _words(making, step, torch=True)
@@ -127,8 +129,8 @@ def _wanted_anew(making: Making) -> set[str]:
             capture_output=True,
             text=True,
         )
-        if ran.returncode:
-            return {"?"}
+        if ran.returncode:  # as where no index is to be asked, and ours is all there is
+            found |= {"torch"} if explaining.concerns(ran.stderr, "torch") else set()
         lines = ran.stderr.splitlines()
         found |= {m.group(1) for line in lines if (m := re.match(r" \+ ([\w.-]+)==", line))}
     return found
@@ -212,6 +214,28 @@ def _settle(making: Making) -> None:
     if extra := sorted(making.shared & {*there} - needed):
         words = ("pip", "uninstall", "--quiet", "--python", making.python)
         making.run(interpreters.uv(), *words, *extra)
+
+
+def _mend(making: Making) -> None:
+    """Bring packages of ours along whose own needs the new ones go against; name the others."""
+    broken = _broken(making)
+    names = sorted({name for name, _ in broken} & making.shared - {"torch"})
+    if names:
+        making.say(f"once more, so that these go with what was installed: {', '.join(names)}")
+        making.steps.append([*(line for step in making.steps for line in step), *names])
+        try:
+            _install(making, making.steps[-1], same=True)
+        except explaining.Ended:
+            making.say("they do not, in any version")
+    making.warnings += [f"{said}: what needs it may fail" for _, said in _broken(making)]
+
+
+def _broken(making: Making) -> list[tuple[str, str]]:
+    """Return the packages whose needs are not met, each with what uv says of it."""
+    words = [interpreters.uv(), "pip", "check", "--python", making.python]
+    ran = subprocess.run(words, capture_output=True, text=True)
+    found = re.finditer(r"^The package `([\w.-]+)` .*$", ran.stderr + ran.stdout, re.MULTILINE)
+    return [(sharing.name(one.group(1)), one.group()) for one in found]
 
 
 def _check_beside(making: Making) -> None:

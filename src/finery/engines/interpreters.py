@@ -45,9 +45,9 @@ def uv() -> str:
     return found
 
 
-def conda() -> str | None:
+def conda(path: str | None = None) -> str | None:
     """Return where a program is that makes conda environments; None where none is."""
-    return next((found for name in CONDA if (found := shutil.which(name))), None)
+    return next((found for name in CONDA if (found := shutil.which(name, path=path))), None)
 
 
 def choose(asked: str, *, serving: bool, say: Callable[[str], None]) -> Chosen:
