@@ -8,12 +8,15 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
+import uvloop
 
 from finery.serving.connection import MAX_HEAD, PATIENCE, Listener
 from finery.serving.wire import Answer, Exchange, Refusal
 from finery.serving.workers import Workers
 
 LIMIT = 1_000_000
+# The one that serves, and the one that serves where the first is not installed.
+LOOPS = (uvloop.new_event_loop, asyncio.new_event_loop)
 Reader, Writer = asyncio.StreamReader, asyncio.StreamWriter
 
 
@@ -68,7 +71,9 @@ def play(story: Story) -> None:
             server.close()
             await listener.close(1)
 
-    asyncio.run(whole())
+    for loop_factory in LOOPS:
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            runner.run(whole())
 
 
 async def until(condition: Callable[[], object]) -> None:
