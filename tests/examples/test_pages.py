@@ -19,7 +19,7 @@ def loaded(guide: dict[str, ModuleType], standin: Path) -> tuple[Any, Any]:
 
 def split(guide: dict[str, ModuleType], data: Path, cache: Path, processor: Any) -> Any:
     rows = guide["pages"].read(str(data))["train"]
-    return guide["pages"].Pages(rows, size=processor.image_processor.size, cache=cache)
+    return guide["pages"].Pages(rows, "train", size=processor.image_processor.size, cache=cache)
 
 
 def test_a_page_is_decoded_once_for_all_of_its_questions(
@@ -62,7 +62,7 @@ def test_a_batch_is_what_the_processor_would_have_made(
     rows = split(guide, data, tmp_path, processor)
     batches = guide["pages"].Batches(processor, task="<DocVQA>", starts=None, longest=300)
     batch = batches([rows[0], rows[7]])
-    learner = guide["train_mlflow"].Learner(model, processor, bf16=False)
+    learner = guide["train_mlflow"].Learner(model, processor, freeze=False, bf16=False)
     ours = learner.inputs(batch)
     theirs = processor(
         text=[f"<DocVQA>{rows.rows[at]['question']}" for at in (0, 7)],

@@ -202,6 +202,53 @@ def test_a_checkpoint_of_another_training_is_refused(
         one.resume()
 
 
+def test_a_frozen_tower_looks_at_a_page_once_and_the_model_sees_the_same(
+    train: ModuleType,
+    guide: dict[str, ModuleType],
+    book: Book,
+    standin: Path,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one = training(train, guide, standin, data, tmp_path)
+    batch = one.batches([one.data["train"][at] for at in range(6)])
+    looked = []
+    tower = one.learner.model.model.vision_tower
+    original = tower.forward
+
+    def forward(pixels: torch.Tensor) -> Any:
+        looked.append(len(pixels))
+        return original(pixels)
+
+    monkeypatch.setattr(tower, "forward", forward)
+    with torch.no_grad():
+        first, again = one.learner(batch), one.learner(batch)
+        said = one.answers(batch)
+        one.learner.frozen = False
+        whole, read = one.learner(batch), one.answers(batch)
+    assert looked[0] == len(set(batch["pages"])) < 6
+    assert looked[1:] == [6, 6]  # those of the model that works out everything
+    assert first == again
+    assert float(first) == pytest.approx(float(whole), rel=1e-5)
+    assert said == read
+
+
+def test_what_has_no_room_is_looked_at_again(
+    train: ModuleType,
+    guide: dict[str, ModuleType],
+    standin: Path,
+    data: Path,
+    tmp_path: Path,
+) -> None:
+    one = training(train, guide, standin, data, tmp_path)
+    one.learner.room = 0
+    batch = one.batches([one.data["train"][0]])
+    with torch.no_grad():
+        assert one.learner(batch) == one.learner(batch)
+    assert not one.learner.seen
+
+
 def test_ranks_share_the_rows_and_take_the_same_number_of_steps(train: ModuleType) -> None:
     cpu = torch.device("cpu")
     parts = [train.order(11, 5, train.Ranks(rank, 4, cpu)) for rank in range(4)]
@@ -233,8 +280,8 @@ def training(
     return train.Training(
         args,
         train.Ranks(0, 1, torch.device("cpu")),
-        train.Learner(model, processor, bf16=False),
+        train.Learner(model, processor, freeze=True, bf16=False, keep=1),
         processor,
         batches,
-        {name: guide["pages"].Pages(rows[name], size=size, cache=to / name) for name in rows},
+        {name: guide["pages"].Pages(rows[name], name, size=size, cache=to / name) for name in rows},
     )

@@ -21,9 +21,13 @@ IGNORED = -100  # what PyTorch's loss leaves out
 
 
 class Pages(torch.utils.data.Dataset):
-    """One split: `page number, picture (3 x height x width, uint8), question, answers` by row."""
+    """One split: `page, picture (3 x height x width, uint8), question, answers` by row."""
 
-    def __init__(self, split: datasets.Dataset, *, size: dict[str, int], cache: Path) -> None:
+    def __init__(
+        self, split: datasets.Dataset, name: str, *, size: dict[str, int], cache: Path
+    ) -> None:
+        """`size` is what the model takes; `cache` is a folder for the pages of this split."""
+        self.name = name
         self.rows = split.cast_column("image", datasets.Image(decode=False))
         self.height, self.width = size["height"], size["width"]
         self.number = self._numbers(split)
@@ -34,13 +38,13 @@ class Pages(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, at: int) -> tuple[int, torch.Tensor, str, list[str]]:
+    def __getitem__(self, at: int) -> tuple[str, torch.Tensor, str, list[str]]:
         row, page = self.rows[at], self.number[at]
         if not self.there[page]:
             self.pixels[page] = np.asarray(self._resized(row["image"]))
             self.there[page] = 1  # last: another worker may be looking
         picture = torch.from_numpy(np.array(self.pixels[page])).permute(2, 0, 1)
-        return page, picture, row["question"], list(row["answers"])
+        return f"{self.name}/{page}", picture, row["question"], list(row["answers"])
 
     def picture(self, at: int) -> Image.Image:
         """The page as it came."""
@@ -76,12 +80,12 @@ class Batches:
         self.places = processor.image_token * processor.num_image_tokens
         self.task, self.starts, self.longest = task, starts, longest
 
-    def __call__(self, rows: list[tuple[int, torch.Tensor, str, list[str]]]) -> dict[str, Any]:
+    def __call__(self, rows: list[tuple[str, torch.Tensor, str, list[str]]]) -> dict[str, Any]:
         pages, pictures, questions, answers = zip(*rows, strict=True)
         prompts = [self.prompt(question) for question in questions]
         words = self.tokenizer(prompts, add_special_tokens=False, padding=True, return_tensors="pt")
         return {
-            "pages": torch.tensor(pages),
+            "pages": pages,
             "pictures": torch.stack(pictures),
             "input_ids": words["input_ids"],
             "attention_mask": words["attention_mask"],

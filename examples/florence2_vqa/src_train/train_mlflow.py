@@ -6,8 +6,9 @@
 It runs on one GPU, on several, or on none, and needs nothing of Azure's: `mlflow.start_run()`
 joins the job's own run where there is a job, and writes to ./mlruns where there is none.
 
-Rows come from `pages.py`, scores from `scores.py`, the model from `florence2.py` (transformers'
-own classes: no code comes with the weights). What is logged, by step of the optimizer:
+Rows come from `pages.py`, the loss and the answers from `learner.py`, scores from `scores.py`, the
+model from `florence2.py` (transformers' own classes: no code comes with the weights). What is
+logged, by step of the optimizer:
 `train_loss`, `learning_rate`, `progress`; every `--save_steps` a page with the model's answer
 below it, and a checkpoint; after each epoch `avg_val_loss`, `anls` and `exact_match`.
 """
@@ -34,6 +35,7 @@ import pages
 import scores
 import torch
 import torch.distributed as dist
+from learner import Learner
 from PIL import Image, ImageDraw, ImageFont
 from torch.nn.parallel import DistributedDataParallel
 from transformers import get_scheduler
@@ -69,47 +71,22 @@ class Ranks:
         return box[0]
 
 
-class Learner(torch.nn.Module):
-    """The model with what comes before it: pictures as bytes in, the mean loss of a token out."""
-
-    def __init__(self, model: Any, processor: Any, *, bf16: bool) -> None:
-        super().__init__()
-        self.model, self.bf16 = model, bf16
-        pictures = processor.image_processor
-        scale = 1 / pictures.rescale_factor
-        mean, std = torch.tensor(pictures.image_mean), torch.tensor(pictures.image_std)
-        self.register_buffer("mean", (mean * scale).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", (std * scale).view(3, 1, 1), persistent=False)
-
-    def forward(self, batch: dict[str, Any]) -> torch.Tensor:
-        with self.precision():
-            return self.model(**self.inputs(batch), labels=batch["labels"]).loss
-
-    def inputs(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-        return {
-            "pixel_values": (batch["pictures"].float() - self.mean) / self.std,
-            "input_ids": batch["input_ids"],
-            "attention_mask": batch["attention_mask"],
-        }
-
-    def precision(self) -> Any:
-        """Weights stay float32; on a GPU the arithmetic is bfloat16."""
-        kind = self.mean.device.type
-        return torch.autocast(kind, dtype=torch.bfloat16, enabled=self.bf16)
-
-
 def main(argv: list[str] | None = None) -> None:
     args = arguments(argv)
     ranks = join()
     seed_all(args.seed)
     splits = pages.read(args.train_dir)
     model, processor = florence2.load(model_folder(args.model_name_or_path))
-    if args.freeze_vision_tower:
-        model.model.vision_tower.requires_grad_(False)
-    learner = Learner(model, processor, bf16=bf16(args.precision, ranks.device)).to(ranks.device)
+    learner = Learner(
+        model,
+        processor,
+        freeze=args.freeze_vision_tower,
+        bf16=bf16(args.precision, ranks.device),
+        keep=args.keep_features_gb,
+    ).to(ranks.device)
     cache = Path(ranks.told(tempfile.mkdtemp(prefix="pages-") if ranks.first else ""))
     data = {
-        name: pages.Pages(rows, size=processor.image_processor.size, cache=cache / name)
+        name: pages.Pages(rows, name, size=processor.image_processor.size, cache=cache / name)
         for name, rows in splits.items()
     }
     ranks.told(None)  # all have opened the files: without their names they end with the processes
@@ -178,7 +155,6 @@ class Training:
 
     def one_epoch(self, epoch: int) -> None:
         self.wrapped.train()
-        self.learner.model.model.vision_tower.train(not self.args.freeze_vision_tower)
         since, logged = time.monotonic(), self.step
         for group in grouped(self.loader(epoch), self.args.grad_accum_steps):
             loss = self.one_step(group)
@@ -197,7 +173,6 @@ class Training:
                 self.log_sample()
                 self.save_checkpoint()
                 self.wrapped.train()
-                self.learner.model.model.vision_tower.train(not self.args.freeze_vision_tower)
 
     def one_step(self, group: list[dict[str, Any]]) -> torch.Tensor:
         """One step of the optimizer; the mean loss of a token over all of its batches and ranks."""
@@ -265,14 +240,9 @@ class Training:
         self.log(**{f"{prefix}{key}": value for key, value in found.items()})
         self.log(**{f"{prefix}{name}": loss / tokens})
 
-    @torch.no_grad()
     def answers(self, batch: dict[str, Any]) -> list[str]:
-        with self.learner.precision():
-            made = self.learner.model.generate(
-                **self.learner.inputs(batch),
-                max_new_tokens=self.args.max_new_tokens,
-                num_beams=self.args.num_beams,
-            )
+        settings = {name: getattr(self.args, name) for name in ("max_new_tokens", "num_beams")}
+        made = self.learner.generate(batch, **settings)
         texts = self.processor.batch_decode(made, skip_special_tokens=True)
         return [text.strip() for text in texts]
 
@@ -382,6 +352,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--keep_checkpoints", type=int, default=2)
     add("--seed", type=int, default=0)
     add("--freeze_vision_tower", type=yes_or_no, default=True)
+    add("--keep_features_gb", type=float, default=8.0, help="memory for what a frozen tower saw")
     add("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="auto: bf16 on a GPU")
     add("--task_prompt", default="<DocVQA>", help="what comes before each question")
     add("--max_new_tokens", type=int, default=64, help="of an answer, when scoring")
