@@ -58,8 +58,8 @@ def same(one: Path, other: Path, *, base: Path, within: float = 0.01) -> None:
 def test_it_learns_to_answer_and_leaves_a_whole_model(tuned_vqa: Path, florence: Path) -> None:
     found = [entry for entry in history(tuned_vqa) if "eval_anls" in entry]
     assert len(found) == 16
-    assert found[-1]["eval_loss"] < found[0]["eval_loss"] / 3
-    assert found[-1]["eval_exact_match"] >= 0.8
+    assert found[-1]["eval_loss"] < found[0]["eval_loss"] / 10
+    assert found[-1]["eval_exact_match"] > 0.6
     assert {
         "loss",
         "learning_rate",
@@ -67,7 +67,7 @@ def test_it_learns_to_answer_and_leaves_a_whole_model(tuned_vqa: Path, florence:
         "epoch",
         "rows_per_second",
         "seconds_left",
-    } <= set(history(tuned_vqa)[1])
+    } <= set(history(tuned_vqa)[0])
     names = {path.name for path in tuned_vqa.iterdir()}
     assert {"config.json", "processor_config.json", "vqa.json", "generation_config.json"} <= names
     assert vqa_features.FILE not in names and not list(tuned_vqa.glob("*.part"))
