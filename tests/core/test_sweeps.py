@@ -176,6 +176,14 @@ def test_a_sweep_whose_trials_all_fail_fails_with_the_first_reason_and_gives_up(
     assert len(trials(house)) < 10
 
 
+def test_a_sweep_does_not_take_another_job_for_its_trial(house):
+    house.submit("s_0")
+    house.submit("s", spec=SWEEP)
+    house.tick(5)
+    assert house.status("s") == "failed"
+    assert house.error("s") == "its trial cannot be called 's_0': another job is"
+
+
 def test_a_metric_that_nobody_logs_is_said(house):
     house.submit("s", spec=replace(SWEEP, most=1))
     house.tick(4)

@@ -37,7 +37,8 @@ def workspace(platform):
 
 
 def put_job(platform, workspace, name, **given):
-    job = jobs.Job(name=name, workspace=workspace, spec=jobs.Command(command="true"), **given)
+    given = {"spec": jobs.Command(command="true"), **given}
+    job = jobs.Job(name=name, workspace=workspace, **given)
     return jobs.create(platform.store, job)
 
 
@@ -80,6 +81,18 @@ def test_a_job_is_shown_with_its_outputs_warnings_and_whose_result_it_has(
     assert 'href="/studio/jobs/before"' in page
     assert "model: <code>workspaceblobstore/azureml/before/model</code>" in page
     assert "this machine has 0" in page
+
+
+def test_a_sweep_shows_what_its_trials_tried_and_which_is_the_best(platform, browser, workspace):
+    space = {"lr": ["choice", [0.1, 0.2]]}
+    sweep = jobs.Sweep(trial=jobs.Command(command="x"), space=space, metric="loss")
+    put_job(platform, workspace, "swept", spec=sweep, reused="swept_0")
+    tried = jobs.Command(command="x", inputs={"lr": jobs.Input(value="0.125")})
+    score = {"finery.score": "0.75"}
+    put_job(platform, workspace, "swept_0", spec=tried, parent="swept", properties=score)
+    page = browser.get("/studio/jobs/swept").text
+    assert "Best trial" in page and 'href="/studio/jobs/swept_0"' in page
+    assert "<td>0.125</td>" in page and "<td>0.75</td>" in page
 
 
 def test_a_job_that_is_not_there_is_not_found(browser):

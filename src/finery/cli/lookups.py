@@ -102,7 +102,7 @@ def job_logs(args: argparse.Namespace) -> None:
 
     store, workspace, files = open_home(args)
     job = jobs.get(store, args.name)
-    if job.reused:
+    if job.reused and job.kind != "sweep":
         print(f"(nothing: the result of {job.reused} was kept, and its log is there)")
     children = jobs.children(store, job.name)
     for child in children:
@@ -242,11 +242,12 @@ def endpoint_rollback(args: argparse.Namespace) -> None:
 
 def _job(job: Any) -> dict[str, Any]:
     end = job.ended_at or datetime.now(UTC)
+    of = f" ({'best:' if job.kind == 'sweep' else 'as'} {job.reused})" if job.reused else ""
     return {
         "name": job.name,
         "display_name": job.display_name,
         "kind": job.kind,
-        "status": job.status + (f" (as {job.reused})" if job.reused else ""),
+        "status": job.status + of,
         "created": job.created_at.astimezone().isoformat(sep=" ", timespec="seconds"),
         "seconds": round((end - job.started_at).total_seconds(), 1) if job.started_at else "",
     }

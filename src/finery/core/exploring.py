@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from finery.core import ids, jobs, sweeps
-from finery.core.errors import Conflict
+from finery.core.errors import Conflict, Invalid
 from finery.core.jobs import Job, Sweep
 from finery.core.store import Store
 from finery.core.sweeps import Sampler
@@ -108,4 +108,7 @@ class Explorer:
     def _begin(self, trial: Job) -> Job:
         """Create a trial's job, with the values that it tries, unless it is there."""
         with self.store.transaction():
-            return jobs.find(self.store, trial.name) or jobs.create(self.store, trial)
+            found = jobs.find(self.store, trial.name) or jobs.create(self.store, trial)
+        if found.parent != trial.parent:
+            raise Invalid(f"its trial cannot be called {trial.name!r}: another job is")
+        return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -193,3 +194,24 @@ print(json.dumps([run.info.run_id, run.info.experiment_id]))
         "ExperimentRun/dcid.no-set-up/notes/hello.txt",
     )
     assert kept.read_text() == "hello"
+
+
+def test_a_metrics_values_are_read_in_the_order_of_time(door) -> None:
+    job = door.job("measured")
+    door.mlflow.tracking.open(job)
+    for at, value in ((1, 0.5), (3, "NaN"), (2, 0.25)):
+        body = {"run_id": "measured", "key": "loss", "value": value, "timestamp": at, "step": 0}
+        assert door.client().post(f"{API}/runs/log-metric", json=body).status_code == 200
+    found = door.mlflow.tracking.metrics(job, "loss")
+    assert found[:2] == [0.5, 0.25] and math.isnan(found[2])
+    assert door.mlflow.tracking.metrics(job, "other") == []
+    assert door.mlflow.tracking.metrics(door.job("never-measured"), "loss") == []
+
+
+def test_a_command_is_told_where_its_data_lies_as_on_azure(door) -> None:
+    data = {"data": Input(value="file:x", type="uri_folder"), "lr": Input(value="1")}
+    spec = Command(command="x", inputs=data, outputs={"made": Output()}, nodes=2)
+    env = door.mlflow.tracking.open(door.job("told", spec=spec))
+    assert env["AZURE_ML_INPUT_data"] == "${{inputs.data}}"
+    assert env["AZURE_ML_OUTPUT_made"] == "${{outputs.made}}"
+    assert (env["AZUREML_NODE_COUNT"], "AZURE_ML_INPUT_lr" in env) == ("2", False)
