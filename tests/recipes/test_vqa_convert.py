@@ -76,7 +76,7 @@ def test_tuned_is_better_than_base_and_the_table_says_by_how_much(
     shown = vqa_evaluate.examples(rows, said).splitlines()
     assert len(shown) == 7 and "which colour?" in shown[1]
     with Image.open(result / "examples.png") as sheet:
-        assert sheet.width == 4 * 320
+        assert sheet.width == 3 * 320
 
 
 def test_mlflow_loads_it_and_it_answers_as_the_weights_do(

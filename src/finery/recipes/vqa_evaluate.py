@@ -113,11 +113,8 @@ def _write(
             stream.write(json.dumps(line, ensure_ascii=False) + "\n")
     folders.write_json(given.evaluation_result / "metrics.json", {"rows": len(rows), **found})
     shelf = pictures.Shelf.open(given.preprocess_output)
-    cases = [
-        (shelf[row["picture"]], row, one)
-        for row, one in zip(rows[: vqa_sheet.CASES], said["tuned"], strict=False)
-    ]
-    vqa_sheet.draw(cases).save(given.evaluation_result / "examples.png")
+    sheet = vqa_sheet.draw(shelf, rows, said["tuned"])
+    sheet.save(given.evaluation_result / "examples.png")
 
 
 def table(found: dict[str, dict[str, float]], *, rows: int) -> str:

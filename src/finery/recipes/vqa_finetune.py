@@ -41,7 +41,7 @@ class Spec(Hyperparameters):
     model_selector_output: Path = flag(help="the folder of the imported base model")
     pytorch_model_folder: Path = flag(help="the folder to fill")
     freeze_vision_tower: bool = flag(True, help="the part that sees learns nothing, only language")
-    warmup_ratio: float = flag(0.0, help="the same as a part of all steps", low=0, high=1)
+    warmup_ratio: float = flag(0.0, help="the same as a part of all steps", low=0, high=0.99)
     num_beams: int = flag(3, help="answers followed at once in generation", low=1, high=16)
     max_answer_length: int = flag(64, help="tokens of an answer at most", low=1, high=1024)
     max_eval_rows: int = flag(200, help="validation rows answered at each evaluation", low=0)

@@ -115,7 +115,7 @@ class Trainer(Followed, Seq2SeqTrainer):  # type: ignore[misc]
         found = scores.nearest(said, [row["answers"] for row in mine])
         sums = self._over_ranks([len(mine), *(value * len(mine) for value in found.values())])
         if self.is_world_process_zero():
-            self._draw(mine[: vqa_sheet.CASES], said[: vqa_sheet.CASES])
+            self._draw(mine, said)
         return {
             name: value / max(1.0, sums[0]) for name, value in zip(found, sums[1:], strict=True)
         }
@@ -147,10 +147,7 @@ class Trainer(Followed, Seq2SeqTrainer):  # type: ignore[misc]
         folder = Path(self.args.output_dir) / "samples"
         folder.mkdir(exist_ok=True)
         path = folder / f"step-{self.state.global_step:06d}.png"
-        cases = [
-            (self.shelf[row["picture"]], row, one) for row, one in zip(rows, said, strict=True)
-        ]
-        vqa_sheet.draw(cases).save(path)
+        vqa_sheet.draw(self.shelf, rows, said).save(path)
         self.reporter.file(path, "samples")
 
 
