@@ -48,9 +48,9 @@ NESTED = {"model": ["choice", ["tree", {"kind": "net", "width": ["quniform", [8,
 
 
 def test_a_value_may_bring_distributions_of_its_own():
-    assert spaces.axes(NESTED) == {"model": 2, "model.1.width": 0}
-    assert spaces.values(NESTED, {"model": 0, "model.1.width": 0.9}) == {"model": "tree"}
-    found = spaces.values(NESTED, {"model": 1, "model.1.width": 0.5})
+    assert spaces.axes(NESTED) == {"model": 2, "model/1/width": 0}
+    assert spaces.values(NESTED, {"model": 0, "model/1/width": 0.9}) == {"model": "tree"}
+    found = spaces.values(NESTED, {"model": 1, "model/1/width": 0.5})
     assert found == {"model": '{"kind": "net", "width": 12}'}
 
 
@@ -87,3 +87,9 @@ def test_a_grid_over_numbers_is_refused():
         spaces.check(space, rule="bayesian")
         with pytest.raises(Invalid, match="a grid can be laid over choices only"):
             spaces.check(space, rule="grid")
+
+
+def test_a_space_of_more_axes_than_anyone_can_search_is_refused():
+    space = {f"x{n}": ["uniform", [0, 1]] for n in range(201)}
+    with pytest.raises(Invalid, match="201 axes"):
+        spaces.check(space, rule="random")

@@ -30,6 +30,7 @@ SWEEP = Sweep(
 def paced(monkeypatch):
     """Sweeps are looked at whenever a test ticks."""
     monkeypatch.setattr("finery.core.exploring._PAUSE", 0.0)
+    monkeypatch.setattr("finery.core.exploring._REST", 0)
 
 
 @pytest.fixture

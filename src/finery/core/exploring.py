@@ -18,25 +18,32 @@ from finery.core.sweeps import Sampler
 from finery.core.tracking import Tracking
 
 _AT_A_TIME = 20  # trials that are begun in one step
-_PAUSE = 0.5  # seconds between looks at a sweep: it may have a thousand trials
+_PAUSE = 0.5  # seconds between looks at a sweep,
+_REST = 9  # and so many times what the last look took: it may have a thousand trials
 
 
 class Explorer:
     def __init__(self, store: Store, tracking: Tracking, sampler: Sampler) -> None:
         self.store, self.tracking, self.sampler = store, tracking, sampler
-        self._looked: dict[str, float] = {}  # sweep -> when its trials were looked at
+        self._due: dict[str, float] = {}  # sweep -> when its trials are looked at again
         self._ended: dict[str, Sequence[float]] = {}  # trial that has ended -> what it had logged
 
     def advance(self, job: Job, sweep: Sweep) -> tuple[str, Sequence[Job]]:
         """Take a sweep on; return what it is (waiting: nothing changed), and its trials."""
-        now = time.monotonic()
-        if now - self._looked.get(job.name, -_PAUSE) < _PAUSE:
+        begun = time.monotonic()
+        if begun < self._due.get(job.name, 0.0):
             return "waiting", []
-        self._looked[job.name] = now
+        outcome, trials = self._step(job, sweep)
+        now = time.monotonic()
+        self._due[job.name] = now + max(_PAUSE, _REST * (now - begun))
+        if outcome not in ("waiting", "running"):
+            self._forget(job, trials)
+        return outcome, trials
+
+    def _step(self, job: Job, sweep: Sweep) -> tuple[str, Sequence[Job]]:
         trials = [self._scored(sweep, one) for one in jobs.children(self.store, job.name)]
         job = self._led(job, sweep, trials)
         if self._is_late(job, sweep):
-            self._forget(job, trials)
             jobs.warn(self.store, job.name, f"cancelled: it ran past its {sweep.timeout:g} s")
             jobs.cancel(self.store, job.name)
             return "cancelled", trials
@@ -45,8 +52,6 @@ class Explorer:
             trials.append(self._begin(sweeps.trial(job, trials, self.sampler)))
             changed = True
         outcome = sweeps.outcome(sweep, trials)
-        if outcome != "running":
-            self._forget(job, trials)
         return ("waiting" if outcome == "running" and not changed else outcome), trials
 
     def _scored(self, sweep: Sweep, trial: Job) -> Job:
@@ -101,7 +106,7 @@ class Explorer:
         return found
 
     def _forget(self, job: Job, trials: Sequence[Job]) -> None:
-        self._looked.pop(job.name, None)
+        self._due.pop(job.name, None)
         for trial in trials:
             self._ended.pop(trial.name, None)
 

@@ -38,6 +38,7 @@ KINDS = {
 }
 _LARGEST_EXPONENT = 700.0  # of e: a little more is more than a number can hold
 _MOST_VALUES = 10_000  # of a choice
+_MOST_AXES = 200
 _EDGE = 1e-12  # a normal distribution has no value at 0 and 1
 
 
@@ -53,6 +54,11 @@ def check(space: Space, *, rule: str, logbase: float = math.e) -> None:
                 "only; use random, sobol or bayesian sampling",
                 target=f"search_space.{name}",
             )
+    if len(found := axes(space)) > _MOST_AXES:
+        raise Invalid(
+            f"the search space has {len(found)} axes; {_MOST_AXES} are the most",
+            target="search_space",
+        )
 
 
 def size(space: Space) -> int:
@@ -100,7 +106,7 @@ def _check(distribution: Sequence[Any], target: str, logbase: float) -> None:
             said = "no values" if not given else f"{len(given)} values, of {_MOST_VALUES} at most"
             raise Invalid(f"{target} has {said} to choose from", target=target)
         for name, inner in _inner(given):
-            _check(inner, f"{target}.{name}", logbase)
+            _check(inner, f"{target}.{name.replace('/', '.')}", logbase)
         return
     wanted = KINDS[kind]
     if len(given) != len(wanted) or not all(_is_number(value) for value in given):
@@ -140,14 +146,14 @@ def _inner(given: Sequence[Any]) -> Iterator[tuple[str, Sequence[Any]]]:
         if isinstance(value, Mapping):
             for name, inner in value.items():
                 if is_distribution(inner):
-                    yield f"{number}.{name}", inner
+                    yield f"{number}/{name}", inner
 
 
 def _axes(space: Space, prefix: str) -> Iterator[tuple[str, Sequence[Any]]]:
     for name, distribution in space.items():
         yield prefix + name, distribution
         if distribution[0] == "choice":
-            yield from _axes(dict(_inner(distribution[1])), f"{prefix}{name}.")
+            yield from _axes(dict(_inner(distribution[1])), f"{prefix}{name}/")
 
 
 def _value(distribution: Sequence[Any], axis: str, point: Point, logbase: float) -> Any:
@@ -159,7 +165,7 @@ def _value(distribution: Sequence[Any], axis: str, point: Point, logbase: float)
     if not isinstance(chosen, Mapping):
         return chosen
     return {
-        name: _value(inner, f"{axis}.{number}.{name}", point, logbase)
+        name: _value(inner, f"{axis}/{number}/{name}", point, logbase)
         if is_distribution(inner)
         else inner
         for name, inner in chosen.items()

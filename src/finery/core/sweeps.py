@@ -163,6 +163,7 @@ def _point(name: str, sweep: Sweep, trials: Sequence[Job], sampler: Sampler) -> 
     if seed is None:
         seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4])
     told = [(_at(one), score(one)) for one in trials]
+    seed %= 2**32
     return sampler.propose(sweep.rule, axes, told, seed=seed, maximize=sweep.goal == "maximize")
 
 

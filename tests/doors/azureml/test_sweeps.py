@@ -131,6 +131,35 @@ def test_what_azure_would_refuse_is_warned_of(put: Put, home: House):  # noqa: F
     assert "early_termination" in second
 
 
+def deep(levels: int) -> list[Any]:
+    return ["choice", [[{"x": deep(levels - 1)}]]] if levels else ["uniform", [0, 1]]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"lr": deep(7)},
+        {"lr": ["choice", [[{"a b": 1}]]]},
+        {"lr": ["choice", [[10**30]]]},
+        {"lr": ["uniform", [0, 10**30]]},
+        {"lr": ["choice", "abc"]},
+        {"lr": ["choice", [None]]},
+        {"lr": ["randint", [None]]},
+        {"lr": {"type": "uniform", "from": 1}},
+        {f"x{n}": ["uniform", [0, 1]] for n in range(500)},
+    ],
+)
+def test_a_hostile_space_is_refused_and_nothing_breaks(put: Put, values: Any):  # noqa: F811
+    model = {"model": SPACE["model"]}
+    answer = put(SWEEP, searchSpace={**values, **model})
+    assert answer.status_code in (201, 400, 501), answer.text
+
+
+@pytest.mark.parametrize("seed", [10**30, -5, "x"])
+def test_any_seed_is_taken_or_refused(put: Put, seed: Any):  # noqa: F811
+    assert put(SWEEP, samplingAlgorithm__seed=seed).status_code in (201, 400)
+
+
 STEP = {
     "type": "sweep",
     "trial": {"componentId": COMPONENT},

@@ -51,6 +51,7 @@ _POLICIES = {
     "truncation": "TruncationSelection",
 }
 _SAMPLING = {"random": "Random", "sobol": "Random", "grid": "Grid", "bayesian": "Bayesian"}
+_DEEPEST = 5  # choices inside of choices
 _MOST = 1000  # trials, where no limit is given: Azure's own
 # What Azure's Bayesian sampling takes; ours takes them all.
 _BAYESIAN = ("choice", "uniform", "quniform")
@@ -190,7 +191,9 @@ def space_in(given: Any) -> dict[str, list[Any]]:
     return found
 
 
-def _distribution_in(given: Any, where: str) -> list[Any]:
+def _distribution_in(given: Any, where: str, depth: int = 0) -> list[Any]:
+    if depth > _DEEPEST:
+        raise Invalid(f"{where}: choices in choices go {_DEEPEST} deep at most", target=where)
     kind, numbers = _split(given, where)
     if kind not in spaces.KINDS:
         raise Invalid(
@@ -201,7 +204,7 @@ def _distribution_in(given: Any, where: str) -> list[Any]:
         return [kind, numbers]
     if len(numbers) == 1 and isinstance(numbers[0], list):
         numbers = numbers[0]
-    return [kind, [_choice_in(value, f"{where}.{n}") for n, value in enumerate(numbers)]]
+    return [kind, [_choice_in(value, f"{where}.{n}", depth) for n, value in enumerate(numbers)]]
 
 
 def _split(given: Any, where: str) -> tuple[str, list[Any]]:
@@ -218,14 +221,16 @@ def _split(given: Any, where: str) -> tuple[str, list[Any]]:
     raise Invalid(f"{where} is {str(given)[:60]!r}, which is no distribution", target=where)
 
 
-def _choice_in(value: Any, where: str) -> Any:
+def _choice_in(value: Any, where: str, depth: int) -> Any:
     """Return a value of a choice; the distributions inside an object are read too."""
     if not isinstance(value, Mapping):
         return value
-    return {
-        key: _distribution_in(inner, f"{where}.{key}") if _is_distribution(inner) else inner
-        for key, inner in value.items()
-    }
+    found = {}
+    for key, inner in value.items():
+        here = f"{where}.{ids.port(key, target=where)}"
+        drawn = _is_distribution(inner)
+        found[key] = _distribution_in(inner, here, depth + 1) if drawn else inner
+    return found
 
 
 def _is_distribution(value: Any) -> bool:
