@@ -107,7 +107,7 @@ class Scoring:
                 line.meter.answered(call.status, time.perf_counter() - call.began)
 
     async def _serve(self, call: Call) -> None:
-        name = call.scope["path"].split("/", 3)[2]
+        name, changes = call.scope["path"].split("/", 3)[2], self.house.store.changes
         view = await self._directory.find(name)
         self._admit(call, view)
         if view is None:
@@ -119,7 +119,8 @@ class Scoring:
             return await self.telling.tell(call, [view])
         body = await self._body(call)
         try:
-            view = await self._directory.find(name) or view  # it may have changed meanwhile
+            if self.house.store.changes != changes:  # while the body came in
+                view = await self._directory.find(name) or view
             wanted = call.headers.get(b"azureml-model-deployment", b"").decode("latin-1")
             deployment = traffic.choose(view, wanted, self._shares[name])
             call.deployment = deployment.id
@@ -259,15 +260,17 @@ class Scoring:
         seconds: float,
         lost: Sequence[Lost] = (),
     ) -> str:
-        """Take a place; meanwhile see to it that new instances are noticed.
+        """Take a place; where one has to be waited for, see to it that new ones are noticed.
 
         `lost`: what happened to the request before.
         """
+        if (process := queue.take(deployment)) is not None:
+            return process
         self._waiting += 1
         if self._attendant is None or self._attendant.done():
             self._attendant = asyncio.get_running_loop().create_task(self._attend())
         try:
-            return await queue.enter(deployment, seconds=seconds)
+            return await queue.wait(deployment, seconds=seconds)
         except (Full, errors.Unavailable):
             if lost:  # that is the reason: nothing took its place in time
                 raise lost[0] from None

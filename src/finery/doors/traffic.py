@@ -154,23 +154,27 @@ class Queue:
         now = self._under_way
         return Load(now, self._sum + now * (time.monotonic() - self._at))
 
-    async def enter(self, deployment: Deployment, *, seconds: float) -> str:
-        """Take a place and return the process that it is on.
+    def take(self, deployment: Deployment) -> str | None:
+        """Take a place that is free, and return the process that it is on."""
+        self.renew(deployment)  # an instance may have come up since
+        chosen = None if self._waiting else self._free()
+        if chosen is not None:
+            self._count(1)
+            self._busy[chosen] += 1
+        return chosen
+
+    async def wait(self, deployment: Deployment, *, seconds: float) -> str:
+        """Wait for a place and return the process that it is on.
 
         Raises `Full` when none comes free within `seconds`, `Unavailable` when
         no instance is up in that time, or none will be.
         """
         self._count(1)
         try:
-            self.renew(deployment)  # an instance may have come up since
+            self.renew(deployment)
             if not deployment.addresses and not _comes(deployment):
                 raise Unavailable(why_down(deployment), target=deployment.name)
-            chosen = None if self._waiting else self._free()
-            if chosen is None:
-                chosen = await self._wait(seconds)
-            else:
-                self._busy[chosen] += 1
-            return chosen
+            return await self._wait(seconds)
         except BaseException:
             self._count(-1)
             raise
