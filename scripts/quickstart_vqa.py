@@ -71,7 +71,7 @@ def _step(home: Path, script: str, said: str, times: list[tuple[str, float]]) ->
     print(f"== {said}\n   finery run -- python examples/florence2_vqa/{script}", flush=True)
     began = time.monotonic()
     command = [FINERY, "run", "--home", home, "--", PYTHON, GUIDE / script]
-    quiet = {"PYTHONWARNINGS": "ignore", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+    quiet = {"PYTHONWARNINGS": "ignore", "TQDM_DISABLE": "1"}
     done = subprocess.run(command, cwd=PLACE, env={**os.environ, **quiet})
     if done.returncode:
         raise SystemExit(

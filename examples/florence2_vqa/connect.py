@@ -5,6 +5,7 @@ packages at your own server; without it they reach Azure.
 """
 
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from azure.identity import DefaultAzureCredential
 HERE = Path(__file__).parent
 SETTINGS = Path(os.environ.get("FLORENCE2_VQA_CONFIG", HERE / "config.yml"))
 CONFIG: dict[str, Any] = yaml.safe_load(SETTINGS.read_text(encoding="utf-8"))
+# The SDK warns of its own classes, whoever uses them.
+logging.getLogger("azure.ai.ml._utils._experimental").setLevel(logging.ERROR)
 STATE = Path("florence2_vqa_state.json")
 REGISTRY = "azureml://registries/"
 

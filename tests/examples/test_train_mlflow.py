@@ -213,6 +213,7 @@ def test_a_frozen_tower_looks_at_a_page_once_and_the_model_sees_the_same(
 ) -> None:
     one = training(train, guide, standin, data, tmp_path)
     batch = one.batches([one.data["train"][at] for at in range(6)])
+    one.args.num_beams = 3
     looked = []
     tower = one.learner.model.model.vision_tower
     original = tower.forward

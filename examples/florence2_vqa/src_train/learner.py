@@ -17,7 +17,7 @@ class Learner(torch.nn.Module):
     def __init__(
         self, model: Any, processor: Any, *, freeze: bool, bf16: bool, keep: float = 0
     ) -> None:
-        """`keep`: gigabytes of memory for what a frozen tower has seen."""
+        """`keep`: gigabytes of the device's memory for what a frozen tower has seen."""
         super().__init__()
         self.model, self.frozen, self.bf16 = model, freeze, bf16
         model.model.vision_tower.requires_grad_(not freeze)
@@ -67,9 +67,8 @@ class Learner(torch.nn.Module):
         for page, features in fresh.items():
             self.room -= features.nbytes
             if self.room >= 0:
-                self.seen[page] = features.cpu()
-        both = [fresh.get(page, self.seen.get(page)) for page in pages]
-        return torch.stack([features.to(self.mean.device) for features in both])
+                self.seen[page] = features.clone()  # and not the whole batch with it
+        return torch.stack([fresh[page] if page in fresh else self.seen[page] for page in pages])
 
     def precision(self) -> Any:
         """Weights stay float32; on a GPU the arithmetic is bfloat16."""

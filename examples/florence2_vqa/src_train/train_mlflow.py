@@ -39,6 +39,7 @@ from learner import Learner
 from PIL import Image, ImageDraw, ImageFont
 from torch.nn.parallel import DistributedDataParallel
 from transformers import get_scheduler
+from transformers.utils import logging
 
 STATE = "training_state.pt"
 
@@ -73,6 +74,7 @@ class Ranks:
 
 def main(argv: list[str] | None = None) -> None:
     args = arguments(argv)
+    logging.disable_progress_bar()  # a log is no place for one
     ranks = join()
     seed_all(args.seed)
     splits = pages.read(args.train_dir)
@@ -82,7 +84,7 @@ def main(argv: list[str] | None = None) -> None:
         processor,
         freeze=args.freeze_vision_tower,
         bf16=bf16(args.precision, ranks.device),
-        keep=args.keep_features_gb,
+        keep=room(args.keep_features_gb, ranks.device),
     ).to(ranks.device)
     cache = Path(ranks.told(tempfile.mkdtemp(prefix="pages-") if ranks.first else ""))
     data = {
@@ -352,7 +354,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--keep_checkpoints", type=int, default=2)
     add("--seed", type=int, default=0)
     add("--freeze_vision_tower", type=yes_or_no, default=True)
-    add("--keep_features_gb", type=float, default=8.0, help="memory for what a frozen tower saw")
+    add("--keep_features_gb", type=float, default=-1, help="for what a frozen tower saw; -1: some")
     add("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="auto: bf16 on a GPU")
     add("--task_prompt", default="<DocVQA>", help="what comes before each question")
     add("--max_new_tokens", type=int, default=64, help="of an answer, when scoring")
@@ -396,6 +398,15 @@ def bf16(precision: str, device: torch.device) -> bool:
     if precision == "auto":
         return device.type == "cuda" and torch.cuda.is_bf16_supported()
     return precision == "bf16"
+
+
+def room(given: float, device: torch.device) -> float:
+    """Gigabytes to keep features in: a quarter of a GPU's memory unless something else is given."""
+    if given >= 0:
+        return given
+    if device.type != "cuda":
+        return 2.0
+    return torch.cuda.get_device_properties(device).total_memory / 4e9
 
 
 def order(count: int, seed: int, ranks: Ranks) -> list[int]:
