@@ -148,6 +148,43 @@ def tuned(imported: Path, encoded: Path, tmp_path_factory: pytest.TempPathFactor
     return folder
 
 
+@pytest.fixture(scope="session")
+def florence(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small native Florence-2, brought in by the import recipe."""
+    from finery.recipes import model_import
+
+    from . import small_florence
+
+    native = small_florence.native(tmp_path_factory.mktemp("native"))
+    folder = tmp_path_factory.mktemp("imported")
+    words = flags(pytorch_model_path=native, output_dir=folder, task_name="VisualQuestionAnswering")
+    assert model_import.main(words) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prepared(florence: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Thirty pictures with two questions each."""
+    from . import small_vqa
+
+    folder = tmp_path_factory.mktemp("data")
+    small_vqa.write(folder / "train.jsonl", small_vqa.rows(folder, 30))
+    out = tmp_path_factory.mktemp("prepared")
+    assert small_vqa.prepare(florence, folder, out) == 0
+    return out
+
+
+@pytest.fixture(scope="session")
+def tuned_vqa(florence: Path, prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The one real training that many tests look at: all of the language half, the tower frozen."""
+    from . import small_vqa
+
+    folder = tmp_path_factory.mktemp("tuned")
+    words = {"num_train_epochs": 16, "max_eval_rows": 6}
+    assert small_vqa.finetune(florence, prepared, folder, **words) == 0
+    return folder
+
+
 def finetune(imported: Path, encoded: Path, folder: Path, **words: object) -> int:
     from finery.recipes import finetune as recipe
 
@@ -165,6 +202,3 @@ def finetune(imported: Path, encoded: Path, folder: Path, **words: object) -> in
 
 def flags(**words: object) -> list[str]:
     return [part for name, value in words.items() for part in (f"--{name}", str(value))]
-
-
-from .small_vqa import florence, prepared, tuned_vqa  # noqa: E402, F401 (fixtures for all tests here)

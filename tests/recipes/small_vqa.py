@@ -7,10 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
 from PIL import Image
 
-from . import small_florence
 from .conftest import flags
 
 COLOURS = ("red", "lime", "blue", "white", "black", "yellow")
@@ -70,33 +68,3 @@ def finetune(imported: Path, prepared: Path, folder: Path, **words: object) -> i
         "logging_steps": 4,
     }
     return vqa_finetune.main(flags(**{**given, **words}))
-
-
-@pytest.fixture(scope="session")
-def florence(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small native Florence-2, brought in by the import recipe."""
-    from finery.recipes import model_import
-
-    native = small_florence.native(tmp_path_factory.mktemp("native"))
-    folder = tmp_path_factory.mktemp("imported")
-    words = flags(pytorch_model_path=native, output_dir=folder, task_name="VisualQuestionAnswering")
-    assert model_import.main(words) == 0
-    return folder
-
-
-@pytest.fixture(scope="session")
-def prepared(florence: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Thirty pictures with two questions each."""
-    folder = tmp_path_factory.mktemp("data")
-    write(folder / "train.jsonl", rows(folder, 30))
-    out = tmp_path_factory.mktemp("prepared")
-    assert prepare(florence, folder, out) == 0
-    return out
-
-
-@pytest.fixture(scope="session")
-def tuned_vqa(florence: Path, prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The one real training that many tests look at: all of the language half, the tower frozen."""
-    folder = tmp_path_factory.mktemp("tuned")
-    assert finetune(florence, prepared, folder, num_train_epochs=16, max_eval_rows=6) == 0
-    return folder

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from finery import checkpoint
-from finery.recipes import vqa_features
+from finery.recipes import arguments, vqa_features
 
 from .conftest import PEFT, flags
 from .small_vqa import finetune
@@ -152,6 +152,23 @@ def test_training_goes_on_from_its_newest_whole_checkpoint_to_the_same_end(
     assert "goes on from checkpoint-6" in capsys.readouterr().out
     same(cut, whole, base=florence)
     assert not list(cut.glob("*.part"))
+
+
+@pytest.mark.filterwarnings(PEFT)
+@pytest.mark.parametrize("adapters", ["true", "false"])
+def test_sixteen_bits_are_kept_in_features_and_adapters_base(
+    florence: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, adapters: str
+) -> None:
+    """What a GPU or a newer processor would choose; on this one small models stay in 32."""
+    import torch
+
+    monkeypatch.setattr(arguments, "precision", lambda *_: ("bfloat16", "as told"))
+    words: dict[str, Any] = {"apply_lora": adapters, "max_steps": 4, "max_eval_rows": 2}
+    assert finetune(florence, prepared, tmp_path, precision="16", **words) == 0
+    kinds = {value.dtype for value in weights(tmp_path).values()}
+    assert kinds == {torch.bfloat16 if adapters == "true" else torch.float32}
+    losses = [entry["eval_loss"] for entry in history(tmp_path) if "eval_loss" in entry]
+    assert losses[-1] < 9
 
 
 def test_the_best_model_is_the_best_by_what_was_asked(

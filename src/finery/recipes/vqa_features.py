@@ -111,7 +111,7 @@ def compute(
         found.tensor[[found.places[number] for number in some]] = made.to("cpu", dtype)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        print(f"vision features of {len(wanted)} pictures: {need / 1e6:.0f} MB", flush=True)
+        print(f"vision features of {len(wanted)} pictures: {need / 1e6:.1f} MB", flush=True)
     return found
 
 
