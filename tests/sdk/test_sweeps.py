@@ -108,7 +108,7 @@ def test_a_grid_finds_the_best_and_its_outputs_are_the_sweeps(
     job = ml.jobs.create_or_update(made)
     assert job.type == "sweep"
     ml.jobs.stream(job.name)
-    assert "trial_2" in capsys.readouterr().out
+    assert f"trial x=5 ({job.name}_2): Running" in capsys.readouterr().out
     done = ml.jobs.get(job.name)
     assert (done.status, done.properties["best_child_run_id"]) == ("Completed", f"{job.name}_1")
     assert float(done.properties["score"]) == 0

@@ -19,7 +19,7 @@ from finery.core import store as stores
 from finery.core.compute import Capacity
 from finery.core.errors import Failure
 from finery.core.files import Files
-from finery.core.jobs import Command, Job, Output, Pipeline, Sweep
+from finery.core.jobs import Command, Input, Job, Output, Pipeline, Sweep
 from finery.core.workspaces import Caller, Keys, Workspace
 from finery.doors.azureml import history, storage, wire
 from finery.doors.http import House
@@ -358,11 +358,15 @@ def test_a_sweep_has_a_log_of_its_trials_and_only_its_own_artifacts(
 ) -> None:
     spec = Sweep(trial=Command(command="x"), space={"x": ["choice", [1]]}, metric="m")
     command(house, "s", spec=spec, reused="s_0")
-    command(house, "s_0", parent="s", root="s", step="trial_0")
+    tried = Command(command="x", inputs={"x": Input(value="1")})
+    score = {"finery.score": "0.5"}
+    trial = command(house, "s_0", spec=tried, parent="s", root="s", properties=score)
+    go(house, trial, "cancelled")
     leave(house, "ExperimentRun/dcid.s_0/outputs/made.txt", "x")
     details = client.get(f"{RUNS}/runs/s/details").json()
     log = anyone.get(details["logFiles"]["azureml-logs/hyperdrive.txt"]).text
-    assert "sweep s: Queued" in log and "step trial_0 (s_0): Queued" in log
+    assert "sweep s: Queued\n" in log and "trial x=1 (s_0): Queued\n" in log
+    assert "trial x=1 (s_0): Canceled, score 0.5\n" in log
     assert details["properties"]["best_child_run_id"] == "s_0"
     listed = client.get(f"/artifact/v2.0{PLACE}/artifacts/ExperimentRun/dcid.s").json()
     assert listed["value"] == []

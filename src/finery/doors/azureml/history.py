@@ -18,8 +18,9 @@ from typing import Any
 
 from fastapi import APIRouter, Body, Depends, Request, Response
 
-from finery.core import ids, jobs
+from finery.core import ids, jobs, status
 from finery.core import references as core_references
+from finery.core import sweeps as core_sweeps
 from finery.core.errors import Invalid, NotFound
 from finery.core.files import Entry
 from finery.core.jobs import Command, Job, Pipeline, Sweep
@@ -35,6 +36,7 @@ _EXECUTION_LOG = "logs/azureml/executionlogs.txt"
 _SWEEP_LOG = "azureml-logs/hyperdrive.txt"
 _ENVIRONMENT_LOG = "system_logs/environment.log"  # where it lies
 _BUILD_LOG = "azureml-logs/20_image_build_log.txt"
+_FINAL = status.final(status.JOB)
 _RUN_TYPES = {
     "command": "azureml.commandjob",
     "pipeline": "azureml.PipelineRun",
@@ -209,14 +211,23 @@ def execution_log_out(house: House, job: Job) -> str:
 
 
 def _happened(house: House, job: Job, name: str = "") -> Iterator[tuple[Any, str]]:
-    who = f"step {name} ({job.name})" if name else f"{job.kind} {job.name}"
+    who = f"{name} ({job.name})" if name else f"{job.kind} {job.name}"
+    score = job.properties.get(core_sweeps.SCORE)
     for event in jobs.events(house.store, job.name):
         reason = f": {event.reason}" if event.reason not in ("", "created") else ""
         kept = _maker(job) != job.name and event.status != "queued"
         again = f", kept result of {job.reused}" if kept else ""
-        yield event.at, f"{who}: {wire.JOB_STATUS[event.status]}{reason}{again}"
+        found = f", score {score}" if score and event.status in _FINAL else ""
+        yield event.at, f"{who}: {wire.JOB_STATUS[event.status]}{reason}{again}{found}"
     for child in jobs.children(house.store, job.name):
-        yield from _happened(house, child, f"{name}.{child.step}" if name else child.step)
+        if isinstance(job.spec, Sweep):
+            tried = (f"{key}={child.spec.inputs[key].value}" for key in job.spec.space)
+            yield from _happened(house, child, " ".join(["trial", *tried]))
+        else:
+            inner = name.removeprefix("step ")
+            yield from _happened(
+                house, child, f"step {inner}.{child.step}" if inner else f"step {child.step}"
+            )
 
 
 def _logs(house: House, job: Job) -> Iterator[tuple[str, str]]:
