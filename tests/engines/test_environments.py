@@ -8,6 +8,7 @@ wheels that the test writes, and nothing from any network.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -18,15 +19,19 @@ import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fake_docker
 import pytest
 
+from finery.cli import ending
+from finery.cli import environments as cli_environments
+from finery.cli.refused import Refused
 from finery.core.assets import Asset
-from finery.core.compute import Runtime
+from finery.core.compute import Process, Runtime
 from finery.core.errors import Failure, Invalid, NotSupported, Unavailable
-from finery.engines import environments, images, sharing
+from finery.engines import built, environments, images, sharing
 from finery.engines.environments import Environments
 from finery.engines.local import LocalEngine
 
@@ -363,6 +368,51 @@ def test_what_is_ready_is_found_by_a_look_and_taken_away_is_built_again(
     subprocess.run(["rm", "-r", str(Path(found.python).parents[1])], check=True)
     assert had(server, until, asset, tmp_path / "log2") == found
     assert len(world.begun()) == 2
+
+
+# What they cost
+
+
+def test_what_is_built_is_listed_with_its_size_and_goes_unless_it_is_used(
+    world: World, until: Until, tmp_path: Path
+) -> None:
+    world.conda()
+    asset, server = conda("mine", SYSTEM.format(name="numpy=1.2")), world.server()
+    found = had(server, until, asset, tmp_path / "log")
+    folder = Path(found.python).parents[1]
+    (folder / "own").write_bytes(b"x" * 8192)
+    (folder / "linked").hardlink_to(folder / "own")
+    (folder / "alone").write_bytes(b"x" * 4096)
+    world.engine.start(
+        Process(
+            id="job-1",
+            command=["sleep", "60"],
+            cwd=tmp_path,
+            log=tmp_path / "job.txt",
+            env=found.env,
+        )
+    )
+    (one,) = built.all(world.home)
+    assert one.used and "numpy==1.2.*" in one.asks and one.shared >= 16384 > one.bytes >= 4096
+    refused = argparse.Namespace(home=str(world.home), key=[one.key], unused=False, json=True)
+    with pytest.raises(Refused, match="used by a process"):
+        cli_environments.remove(refused)
+    world.engine.stop("job-1")
+    until(lambda: world.engine.report("job-1").state == "exited")
+    refused.key, refused.unused = [], True
+    cli_environments.remove(refused)
+    assert not folder.exists() and [*(world.home / "environments").iterdir()] == []
+    assert had(server, until, asset, tmp_path / "log2") == found
+
+
+def test_the_end_of_a_home_ends_what_is_being_built(
+    world: World, until: Until, tmp_path: Path
+) -> None:
+    (world.conda() / "wait").touch()
+    asset, server = conda("mine", SYSTEM.format(name="numpy")), world.server()
+    (pid,) = until(lambda: server.runtime(asset, serving=False) or world.begun())
+    ending._end_builds(SimpleNamespace(engine=world.engine))
+    assert not Path(f"/proc/{pid}").exists()
 
 
 # With a container engine

@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from finery import config
-from finery.cli import bench, lookups
+from finery.cli import bench, environments, lookups
 from finery.cli.lookups import HOME_IS, JSON_IS
 from finery.cli.refused import Refused
 
@@ -215,6 +215,7 @@ def _parser() -> argparse.ArgumentParser:
     word("doctor", doctor).add_argument("--json", action="store_true", help=JSON_IS)
 
     lookups.add(words)
+    environments.add(words)
     bench.add(words)
     return parser
 

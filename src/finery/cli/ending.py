@@ -27,6 +27,7 @@ def down(home: Path, database: str) -> dict[str, Any]:
     try:
         ended_jobs = _end_jobs(platform)
         ended_deployments = _end_deployments(platform)
+        _end_builds(platform)
     finally:
         platform.close()
     lines += [f"job {name}: cancelled" for name in ended_jobs]
@@ -77,13 +78,28 @@ def _end_deployments(platform: app.Platform) -> list[str]:
         ids += list(mine)
 
     def gone() -> bool:
-        return all(platform.engine.report(id).state in ("exited", "unknown") for id in ids)
+        return all(_over(platform, id) for id in ids)
 
     if not _until(gone):
         raise Refused("some deployments do not end: look for their processes")
     for id in ids:
         platform.engine.forget(id)
     return ended
+
+
+def _end_builds(platform: app.Platform) -> None:
+    """End what is being built for them: the next to ask begins it anew."""
+    ids = [place.name for place in platform.engine.home.glob("environment-*")]
+    for id in ids:
+        platform.engine.stop(id)
+    if not _until(lambda: all(_over(platform, id) for id in ids)):
+        raise Refused("some environments go on being built: look for their processes")
+    for id in ids:
+        platform.engine.forget(id)
+
+
+def _over(platform: app.Platform, id: str) -> bool:
+    return platform.engine.report(id).state in ("exited", "unknown")
 
 
 def _free(lock: Any) -> bool:

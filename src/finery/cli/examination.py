@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from finery.engines import machine
+from finery.core.errors import Failure
+from finery.engines import containers, interpreters, machine
 
 # Optional packages and what each is for.
 _PACKAGES = {
@@ -25,7 +26,8 @@ def examine(home: Path) -> dict[str, Any]:
     existing = next(path for path in (home, *home.parents) if path.exists())
     disk = shutil.disk_usage(existing)
     gpus = len(machine.devices(os.environ))
-    engines = [name for name in ("docker", "podman") if shutil.which(name)]
+    engine = containers.find(os.environ)
+    clients = [name for name in containers.PROGRAMS if shutil.which(name)]
     found: dict[str, Any] = {
         "python": sys.version.split()[0],
         "cpus": machine.cpus(),
@@ -33,7 +35,10 @@ def examine(home: Path) -> dict[str, Any]:
         "gpus": gpus,
         "disk_free": disk.free,
         "home": str(home),
-        "container_engines": engines,
+        "container_engines": [os.path.basename(engine)] if engine else [],
+        "container_clients": clients,
+        "conda": interpreters.conda(),
+        "uv": _uv(),
         "packages": {name: _version(name) for name in (*_NEEDED, *_PACKAGES)},
     }
     return {**found, "findings": _findings(found)}
@@ -74,11 +79,19 @@ def _findings(found: dict[str, Any]) -> list[dict[str, Any]]:
             if found["disk_free"] > 2 * _PHI_3_MINI
             else "less than 16 GB of disk are free: too little to tune a Phi-3-mini",
         ),
+        _containers(found),
         (
-            bool(found["container_engines"]),
-            f"a container client is here: {', '.join(found['container_engines'])}"
-            if found["container_engines"]
-            else "no container engine: environments are Python environments here",
+            bool(found["uv"]),
+            "uv is here: environments are built from conda files and requirements"
+            if found["uv"]
+            else "uv is not installed, and builds environments: pip install uv",
+        ),
+        (
+            bool(found["conda"]),
+            f"{found['conda']}: conda files get what only conda has"
+            if found["conda"]
+            else "no conda or micromamba: of a conda file the packages of the Python index are "
+            "installed, and what only conda has is named and left out",
         ),
     ]
     for name, use in _PACKAGES.items():
@@ -86,6 +99,26 @@ def _findings(found: dict[str, Any]) -> list[dict[str, Any]]:
         said = f"{name} {version}: {use}" if version else f"{name} is not installed: no {use}"
         lines.append((bool(version), said))
     return [{"good": good, "text": text} for good, text in lines]
+
+
+def _containers(found: dict[str, Any]) -> tuple[bool, str]:
+    if found["container_engines"]:
+        engine = found["container_engines"][0]
+        return True, f"{engine} runs: images and Docker contexts become containers"
+    instead = (
+        "of a Docker context the pip and conda lines are honoured, on top of Finery's own packages"
+    )
+    if found["container_clients"]:
+        clients = " and ".join(found["container_clients"])
+        return False, f"{clients} is installed and its engine does not run: {instead}"
+    return False, f"no container engine: {instead}"
+
+
+def _uv() -> str | None:
+    try:
+        return interpreters.uv()
+    except Failure:
+        return None
 
 
 def _version(name: str) -> str | None:

@@ -28,25 +28,25 @@ if TYPE_CHECKING:
 
 def add(words: Any) -> None:
     """Add the look-ups to the command line."""
-    job = _group(words, "job", "Jobs: list, show, logs, cancel.")
-    _word(job, "list", job_list).add_argument("--limit", type=int, default=20)
+    job = group(words, "job", "Jobs: list, show, logs, cancel.")
+    word(job, "list", job_list).add_argument("--limit", type=int, default=20)
     for name, does in (("show", job_show), ("cancel", job_cancel)):
-        _word(job, name, does).add_argument("name")
-    logs = _word(job, "logs", job_logs)
+        word(job, name, does).add_argument("name")
+    logs = word(job, "logs", job_logs)
     logs.add_argument("name")
     logs.add_argument("--follow", "-f", action="store_true", help="go on until the job ends")
-    model = _group(words, "model", "Models: list, import.")
-    _word(model, "list", model_list)
-    imports = _word(model, "import", model_import)
+    model = group(words, "model", "Models: list, import.")
+    word(model, "list", model_list)
+    imports = word(model, "import", model_import)
     imports.add_argument("folder", type=Path, help="a Hugging Face or MLflow model folder")
     imports.add_argument("--name", required=True)
-    endpoint = _group(words, "endpoint", "Endpoints: list, logs, rollback.")
-    _word(endpoint, "list", endpoint_list)
-    logs = _word(endpoint, "logs", endpoint_logs)
+    endpoint = group(words, "endpoint", "Endpoints: list, logs, rollback.")
+    word(endpoint, "list", endpoint_list)
+    logs = word(endpoint, "logs", endpoint_logs)
     logs.add_argument("name")
     logs.add_argument("--deployment", "-d")
     logs.add_argument("--lines", type=int, default=100)
-    back = _word(endpoint, "rollback", endpoint_rollback)
+    back = word(endpoint, "rollback", endpoint_rollback)
     back.add_argument("name")
     back.add_argument("--deployment", "-d", help="what this one runs, instead of the traffic")
 
@@ -59,7 +59,7 @@ def job_list(args: argparse.Namespace) -> None:
     found = jobs.list(store, workspace, limit=args.limit).items
     documents = [_job(job) for job in found]
     headings = ("name", "display_name", "kind", "status", "created", "seconds")
-    _table(args, documents, headings)
+    table(args, documents, headings)
 
 
 def job_show(args: argparse.Namespace) -> None:
@@ -118,7 +118,7 @@ def job_cancel(args: argparse.Namespace) -> None:
 
     store, _, _ = open_home(args)
     job = jobs.cancel(store, args.name)
-    _table(args, [_job(job)], ("name", "status"))
+    table(args, [_job(job)], ("name", "status"))
 
 
 def model_list(args: argparse.Namespace) -> None:
@@ -141,7 +141,7 @@ def model_list(args: argparse.Namespace) -> None:
                         "description": newest.description.strip().split("\n")[0][:60],
                     }
                 )
-    _table(args, found, ("name", "version", "type", "kept", "description"))
+    table(args, found, ("name", "version", "type", "kept", "description"))
 
 
 def model_import(args: argparse.Namespace) -> None:
@@ -170,7 +170,7 @@ def model_import(args: argparse.Namespace) -> None:
         store,
         Asset(scope=workspace, kind="model", name=args.name, type=type, location=location),
     )
-    _table(args, [{"name": model.name, "version": model.version}], ("name", "version"))
+    table(args, [{"name": model.name, "version": model.version}], ("name", "version"))
 
 
 def _check_model(folder: Path) -> None:
@@ -206,7 +206,7 @@ def endpoint_list(args: argparse.Namespace) -> None:
                     "error": (row.error or {}).get("message", "") if row else "",
                 }
             )
-    _table(
+    table(
         args,
         found,
         ("endpoint", "deployment", "status", "traffic", "instances", "error"),
@@ -237,7 +237,7 @@ def endpoint_rollback(args: argparse.Namespace) -> None:
     else:
         back = rollback.traffic(store, args.name)
         found = {"endpoint": back.name, "traffic": back.traffic, "mirror": back.mirror}
-    _table(args, [found], tuple(found))
+    table(args, [found], tuple(found))
 
 
 def _job(job: Any) -> dict[str, Any]:
@@ -297,7 +297,7 @@ def open_home(args: argparse.Namespace) -> tuple[Store, str, Files]:
     return store, workspace.id, Files(home / "files", store)
 
 
-def _table(
+def table(
     args: argparse.Namespace,
     documents: Sequence[dict[str, Any]],
     headings: Sequence[str],
@@ -317,12 +317,12 @@ def show(documents: Sequence[dict[str, Any]], headings: Sequence[str]) -> None:
         )
 
 
-def _group(words: Any, name: str, said: str) -> Any:
+def group(words: Any, name: str, said: str) -> Any:
     made = words.add_parser(name, help=said, description=said)
     return made.add_subparsers(required=True, metavar="WORD")
 
 
-def _word(
+def word(
     words: Any, name: str, does: Callable[[argparse.Namespace], None]
 ) -> argparse.ArgumentParser:
     said = (does.__doc__ or "").strip()

@@ -1,0 +1,113 @@
+"""The environments that lie built in a home: what each is, how large, whether it is used.
+
+Disk is what they cost: this is how to look and to take away.  They are built by
+`building.py` when they are asked for (`environments.py`), and again after that.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finery.engines import building
+
+_LONGEST = 100  # characters of what is said of a wish
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    key: str
+    asks: str  # what it was made from, in short
+    python: str
+    image: str
+    bytes: int  # of files that nothing else has: what its removal frees
+    shared: int  # bytes of files that it has in common with others or with a cache
+    used: bool  # by a process that has not ended
+
+
+def all(home: Path) -> list[Built]:
+    """Return what is built, and what is left of builds that failed."""
+    used = _in_use(home)
+    found = (home / "environments").glob("*/")
+    return [_look(place, used) for place in sorted(found) if not place.name.startswith(".")]
+
+
+def remove(home: Path, key: str) -> None:
+    """Take an environment away.  Whoever uses it has to have ended; gone already is fine."""
+    place = home / "environments" / key
+    ready = _read(place / building.READY)
+    (place / building.READY).unlink(missing_ok=True)  # first: without it it is nothing
+    shutil.rmtree(place, ignore_errors=True)
+    for left in (home / "environments").glob(f"{key}.*"):
+        left.unlink(missing_ok=True)
+    if str(ready.get("image", "")).startswith("finery-environment:"):
+        words = [ready["client"], "image", "rm", ready["image"]]
+        subprocess.run(words, capture_output=True)
+
+
+def sweep(home: Path) -> None:
+    """Take away what builds that failed have left beside no folder."""
+    folder = home / "environments"
+    for left in folder.glob("*.*"):
+        key = left.name.partition(".")[0]
+        building_now = (home / "processes" / f"environment-{key}").exists()
+        if left.is_file() and not building_now and not (folder / key).exists():
+            left.unlink(missing_ok=True)
+
+
+def _look(place: Path, used: set[str]) -> Built:
+    ready = _read(place / building.READY)
+    own = shared = 0
+    for file in place.rglob("*"):
+        told = file.lstat()
+        if told.st_nlink == 1:
+            own += told.st_blocks * 512
+        else:
+            shared += told.st_blocks * 512
+    return Built(
+        key=place.name,
+        asks=_asks(_read(place.with_name(f"{place.name}.json"))),
+        python=ready.get("version", ready.get("python", "")),
+        image=ready.get("image", ""),
+        bytes=own,
+        shared=shared,
+        used=place.name in used,
+    )
+
+
+def _asks(wish: dict[str, Any]) -> str:
+    said = [wish.get("image") or "", wish.get("dockerfile") or ""]
+    said += ["Finery's own and"] if wish.get("on_ours") else []
+    said += [line for step in wish.get("steps", ()) for line in step if line[:1] != "-"]
+    text = " ".join(filter(None, said)) or "nothing"
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+
+
+def _in_use(home: Path) -> set[str]:
+    """The keys that processes name which have not ended; those being built too."""
+    found: set[str] = set()
+    known = [place.name for place in (home / "environments").glob("*/")]
+    for asked in (home / "processes").glob("*/process.json"):
+        if any((asked.parent / end).exists() for end in ("exit.json", "lost.json")):
+            continue
+        text = asked.read_text(errors="replace")
+        found |= {key for key in known if key in text and not _only_built(home, key, asked.parent)}
+    return found
+
+
+def _only_built(home: Path, key: str, process: Path) -> bool:
+    """Whether this is the process that built it, and has: it is about to end."""
+    ready = (home / "environments" / key / building.READY).exists()
+    return ready and process.name == f"environment-{key}"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
