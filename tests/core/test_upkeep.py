@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from finery.core import assets, endpoints, instances
+from finery.core import assets, endpoints, instances, rollback
 from finery.core.assets import Asset
 from finery.core.compute import Capacity, Report
 from finery.core.endpoints import Deployment, Endpoint
@@ -311,6 +311,52 @@ def test_an_earlier_instance_that_ends_gets_no_more_requests(house, engine, end)
     engine.exits(old.process(0), 1)
     house.tick()
     assert (house.blue.status, house.blue.addresses) == (end, {})
+
+
+@pytest.mark.parametrize("end", ["updating", "failed"])
+def test_the_revision_that_answers_is_looked_after_while_the_next_one_does_not(house, engine, end):
+    old = house.up(instances=2)
+    new = house.deploy(instances=2, env={"v": "2"})
+    house.tick()
+    if end == "failed":
+        engine.exits(new.process(0), 1)
+        house.tick()
+    engine.exits(old.process(0), 1)
+    house.tick(3)
+    assert (house.blue.status, [*house.blue.addresses]) == (end, [old.process(1)])
+    earlier = house.blue.earlier
+    assert earlier.process(0) != old.process(0)
+    assert engine.started[earlier.process(0)].env.get("v") is None
+    engine.answers(earlier.process(0))
+    house.restart()
+    house.tick(2)
+    assert {*house.blue.addresses} == {earlier.process(0), old.process(1)}
+    if end == "updating":
+        house.answer()
+        house.tick(2)
+        assert {*engine.alive} == {new.process(0), new.process(1)}
+        assert house.blue.earlier is None
+
+
+def test_what_was_before_is_not_woken_by_a_deployment_that_always_falls(house, engine):
+    house.up()
+    house.deploy(env={"v": "2"})
+    house.tick()
+    house.answer()
+    fall(house, engine, 6)
+    house.tick(3)
+    assert (house.blue.status, engine.alive) == ("failed", [])
+
+
+def test_going_back_brings_up_what_answered_before(house, engine, store):
+    house.up()
+    house.deploy(env={"v": "2"})
+    house.tick()
+    house.answer()
+    rollback.deployment(store, "chat", "blue")
+    house.tick()
+    house.answer()
+    assert (house.blue.status, house.blue.spec.env, house.blue.revision) == ("ready", {}, 3)
 
 
 def test_more_instances_join_those_that_are_there(house, engine):

@@ -128,7 +128,7 @@ class Deployment:
     extras: dict[str, Any] = field(default_factory=dict)
     falls: int = 0  # of instances, that others have replaced
     scaled: int | None = None  # how many instances its load has asked for
-    before: dict[str, Any] = field(default_factory=dict)  # the spec of what answered before this
+    before: dict[str, Any] = field(default_factory=dict)  # what answered before: see `earlier`
 
     @property
     def count(self) -> int:
@@ -142,6 +142,15 @@ class Deployment:
             least = rule.least
         given = self.spec.instances if self.scaled is None else self.scaled
         return min(max(given, least), rule.most)
+
+    @property
+    def earlier(self) -> Deployment | None:
+        """The revision before, while it is the one that answers: this one does not yet."""
+        if not self.before.get("answers"):
+            return None
+        spec = serving.read(self.before["spec"])
+        known = {name: self.before[name] for name in ("revision", "restarts", "scaled")}
+        return replace(self, spec=spec, status="ready", before={}, **known)
 
     def process(self, instance: int) -> str:
         """The id of the process that is instance `instance` (from 0) of this revision now."""
@@ -270,7 +279,7 @@ def deploy(store: Store, deployment: Deployment) -> Deployment:
             changed |= {"revision": old.revision + 1, "restarts": {}}
             changed["warnings"] = deployment.warnings
             if old.status in ("ready", "unhealthy"):
-                changed["before"] = asdict(old.spec)
+                changed["before"] = _before(old)
         if old.status == "creating":
             return _write(store, replace(old, **changed, changed_at=ids.now()))
         return move(store, old, "updating", error=None, **changed)
@@ -340,7 +349,7 @@ def move(
 
 def place(store: Store, deployment: Deployment, **changed: Any) -> Deployment:
     """Write down where the ready instances answer (`addresses`), their `restarts` and `falls`."""
-    assert set(changed) <= {"addresses", "restarts", "falls"}
+    assert set(changed) <= {"addresses", "restarts", "falls", "before"}
     with store.transaction():
         return _write(store, replace(_unchanged(store, deployment), **changed))
 
@@ -373,6 +382,11 @@ def _fewer(old: Deployment, new: Deployment) -> Deployment:
     """Give an instance that goes another process for when it comes back: ids are not used twice."""
     gone = {str(n): old.restarts.get(str(n), 0) + 1 for n in range(new.count, old.count)}
     return replace(new, restarts={**old.restarts, **gone})
+
+
+def _before(old: Deployment) -> dict[str, Any]:
+    known = {name: getattr(old, name) for name in ("revision", "restarts", "scaled")}
+    return {**known, "spec": asdict(old.spec), "answers": True}
 
 
 def _unchanged(store: Store, deployment: Deployment) -> Deployment:

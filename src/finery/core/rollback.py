@@ -35,4 +35,4 @@ def deployment(store: Store, endpoint: str, name: str) -> Deployment:
                 f"deployment {name!r} has run nothing before: there is nothing to go back to",
                 target=name,
             )
-        return endpoints.deploy(store, replace(found, spec=serving.read(found.before)))
+        return endpoints.deploy(store, replace(found, spec=serving.read(found.before["spec"])))

@@ -13,8 +13,9 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -152,16 +153,28 @@ class Upkeep:
         return self._sweep(deployment)
 
     def _as_left(self, deployment: Deployment) -> Deployment:
-        """Forget the addresses of instances that have ended and are not replaced."""
+        """Look after the revision before, while it is the one that answers.
+
+        Of all else, forget the addresses of instances that have ended and are
+        not replaced.
+        """
         own = set() if deployment.status == "failed" else {*self._processes(deployment)}
         there = {
             id: address
             for id, address in deployment.addresses.items()
             if id in own or self.engine.report(id).state not in _OVER
         }
-        if there == deployment.addresses:
+        before, falls = deployment.before, deployment.falls
+        if (earlier := deployment.earlier) is not None:
+            ready, fallen = self._look_at(earlier)
+            there = {id: to for id, to in there.items() if id not in self._processes(earlier)}
+            there |= ready
+            again = [n for n, report in fallen.items() if not self._falls_on(earlier, n, report)]
+            before = {**before, "restarts": _once_more(earlier, again)}
+            falls += len(again)
+        if (there, before) == (deployment.addresses, deployment.before):
             return deployment
-        return endpoints.place(self.store, deployment, addresses=there)
+        return endpoints.place(self.store, deployment, addresses=there, before=before, falls=falls)
 
     def _bring_up(self, deployment: Deployment) -> None:
         reports, fallen = self._reports(deployment), {}
@@ -191,7 +204,8 @@ class Upkeep:
                 self._check_patience(deployment, instance, reports[instance])
             return None
         # What is left of the revision before is swept away: it first finishes what it was asked.
-        endpoints.move(self.store, deployment, "ready", addresses=ready, error=None)
+        before = {**deployment.before, "answers": False} if deployment.before else {}
+        endpoints.move(self.store, deployment, "ready", addresses=ready, error=None, before=before)
         return None
 
     def _check_patience(self, deployment: Deployment, instance: int, report: Report) -> None:
@@ -207,14 +221,7 @@ class Upkeep:
             raise Failure(f"instance {instance} was not ready within {patience:g} s{why}")
 
     def _look_after(self, deployment: Deployment) -> None:
-        ready, fallen = {}, {}
-        for instance, report in self._reports(deployment).items():
-            if report.state == "unknown":
-                self._start(deployment, instance)
-            elif report.state == "exited" or not self._alive(deployment, instance, report):
-                fallen[instance] = report
-            elif report.address and self._ready(deployment, instance, report.address):
-                ready[deployment.process(instance)] = report.address
+        ready, fallen = self._look_at(deployment)
         if fallen:
             self._replace(deployment, fallen, addresses=ready)
         elif ready != deployment.addresses:
@@ -224,6 +231,18 @@ class Upkeep:
             endpoints.move(self.store, deployment, "unhealthy", reason="no instance answers")
         elif answers and deployment.status == "unhealthy":
             endpoints.move(self.store, deployment, "ready", reason="an instance answers again")
+
+    def _look_at(self, deployment: Deployment) -> tuple[dict[str, str], dict[int, Report]]:
+        """Return where the ready instances answer, and those that fell; start what is missing."""
+        ready, fallen = {}, {}
+        for instance, report in self._reports(deployment).items():
+            if report.state == "unknown":
+                self._start(deployment, instance)
+            elif report.state == "exited" or not self._alive(deployment, instance, report):
+                fallen[instance] = report
+            elif report.address and self._ready(deployment, instance, report.address):
+                ready[deployment.process(instance)] = report.address
+        return ready, fallen
 
     def _scaled(self, deployment: Deployment) -> Deployment:
         """Write down how many instances there should be, where that has changed."""
@@ -247,15 +266,14 @@ class Upkeep:
 
         `addresses` are those of the others.
         """
-        restarts, ends = {**deployment.restarts}, [deployment.process(n) for n in fallen]
+        ends = [deployment.process(instance) for instance in fallen]
         for instance, report in fallen.items():
             if self._falls_on(deployment, instance, report):
                 endpoints.place(self.store, deployment, addresses=addresses)
                 why = self._why(deployment, instance)
                 raise Failure(f"instance {instance} fell {_MOST_RESTARTS + 1} times{why}")
-            restarts[str(instance)] = restarts.get(str(instance), 0) + 1
             logger.warning("deployment %s: instance %s is replaced", deployment.name, instance)
-        falls = deployment.falls + len(fallen)
+        restarts, falls = _once_more(deployment, fallen), deployment.falls + len(fallen)
         endpoints.place(self.store, deployment, addresses=addresses, restarts=restarts, falls=falls)
         for id in ends:
             self._stop(id)
@@ -271,6 +289,8 @@ class Upkeep:
     def _sweep(self, deployment: Deployment) -> None:
         """End what this deployment once started and needs no more; its logs stay."""
         needed = {*self._processes(deployment), *deployment.addresses}
+        if (earlier := deployment.earlier) is not None:
+            needed |= {*self._processes(earlier)}
         for id in instances.started(self.home, deployment) - needed:
             if self._drained(deployment, id):
                 self._stop(id)
@@ -320,7 +340,8 @@ class Upkeep:
         runtime = self.environments.runtime(environment, serving=True, log=log)
         if runtime is None:
             return  # it is being built; asked again at the next tick
-        endpoints.warn(self.store, deployment, runtime.warnings)
+        with suppress(Conflict):  # it is the revision before: what it was warned of is known
+            endpoints.warn(self.store, deployment, runtime.warnings)
         document = instances.document(
             self.store, self.files, deployment, place=place, kind=self.kind
         )
@@ -389,6 +410,12 @@ def _patience(deployment: Deployment) -> float:
 def _lost(report: Report) -> bool:
     """Say whether a process ended by no doing of its own: the machine was stopped, perhaps."""
     return report.exit_code is None and not report.reason and not report.timed_out
+
+
+def _once_more(deployment: Deployment, fallen: Iterable[int]) -> dict[str, int]:
+    """Return the restarts of a deployment after one more of these instances."""
+    more = {str(n): deployment.restarts.get(str(n), 0) + 1 for n in fallen}
+    return {**deployment.restarts, **more}
 
 
 def _on_its_way(deployment: Deployment) -> bool:
