@@ -158,6 +158,19 @@ def test_a_picture_is_upright_and_on_white(tmp_path: Path) -> None:
     assert turned[0, 0, 0] == 0 and turned[-1, 0, 0] == 255
 
 
+def test_a_photograph_is_decoded_at_a_fraction_and_a_picture_just_too_large_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.linear_gradient("L").resize((4800, 3600)).convert("RGB").save(tmp_path / "photo.jpg")
+    wanted = pictures.Shape(64, 64, 3)
+    small = pictures.fitted(tmp_path / "photo.jpg", wanted)
+    whole = Image.open(tmp_path / "photo.jpg").resize((64, 64), Image.Resampling.BICUBIC)
+    assert np.abs(small.astype(int) - np.asarray(whole).astype(int)).max() <= 4
+    monkeypatch.setattr(pictures, "MOST_PIXELS", 4800 * 3600 - 1)
+    with pytest.raises(pictures.BadPicture, match="has 4800 x 3600 pixels"):
+        pictures.opened(tmp_path / "photo.jpg")
+
+
 def test_beyond_its_limit_the_shelf_keeps_pictures_as_png(tmp_path: Path) -> None:
     shelf = pictures.Shelf(tmp_path, pictures.Shape(64, 64, 3))
     shelf.raw = 64 * 64 * 3

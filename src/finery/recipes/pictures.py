@@ -12,6 +12,8 @@ import base64
 import binascii
 import io
 import shutil
+import threading
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,8 @@ from finery.recipes import folders
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MOST_BYTES = 64 << 20
 MOST_PIXELS = 89_478_485  # PIL's own limit; in memory it is a quarter of a GiB
+LARGE_PIXELS = 16_000_000  # from here one at a time
+ALONE = threading.Lock()
 GIB = 1 << 30
 Source = Path | bytes
 
@@ -83,13 +87,14 @@ def opened(source: Source) -> Image.Image:
     except Exception as error:  # every format of PIL has errors of its own
         raise BadPicture(f"is no picture ({', '.join(FORMATS)} are read)") from error
     if picture.width * picture.height > MOST_PIXELS:
+        picture.close()
         raise _too_large(picture)
     return picture
 
 
 def fitted(source: Source, wanted: Shape) -> np.ndarray[Any, Any]:
     """The picture at the model's size: height x width x 3 bytes."""
-    with opened(source) as picture:
+    with opened(source) as picture, _turn(picture):
         try:
             # A JPEG is decoded at a fraction of its size where that is still large enough.
             picture.draft("RGB", (wanted.width, wanted.height))
@@ -98,6 +103,11 @@ def fitted(source: Source, wanted: Shape) -> np.ndarray[Any, Any]:
             raise BadPicture(f"cannot be decoded ({error}); is it cut short?") from error
         made = upright.resize((wanted.width, wanted.height), Image.Resampling(wanted.resample))
     return np.asarray(made)
+
+
+def _turn(picture: Image.Image) -> AbstractContextManager[Any]:
+    """Threads that each decode a large picture would together need gigabytes."""
+    return ALONE if picture.width * picture.height > LARGE_PIXELS else nullcontext()
 
 
 def plain(picture: Image.Image) -> Image.Image:
