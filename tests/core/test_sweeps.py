@@ -174,6 +174,7 @@ def test_a_sweep_whose_trials_all_fail_fails_with_the_first_reason_and_gives_up(
             house.engine.exits(id, 1, said="no module named torch")
     assert house.status("s") == "failed"
     assert "s_0 failed: no module named torch" in house.error("s")
+    assert f"given up after {len(trials(house))}" in house.error("s")
     assert len(trials(house)) < 10
 
 

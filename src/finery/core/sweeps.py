@@ -118,7 +118,8 @@ def failure(trials: Sequence[Job]) -> str:
     if not failed:
         return "none of its trials has completed: they were cancelled"
     why = failed[0].error["message"] if failed[0].error else "no reason is known"
-    return f"none of its trials has completed; {failed[0].name} failed: {why}"
+    up = f" (given up after {len(trials)})" if given_up(trials) else ""
+    return f"none of its trials has completed{up}; {failed[0].name} failed: {why}"
 
 
 def trial(parent: Job, trials: Sequence[Job], sampler: Sampler) -> Job:
