@@ -221,7 +221,8 @@ def refuse_services(services: Any, where: str) -> None:
         kind = str(doc.get("jobServiceType") or doc.get("type") or name)
         if kind not in ("Studio", "Tracking"):
             raise NotSupported(
-                f"{where}: the service {name!r} ({kind}) is not supported here",
+                f"{where}: the service {name!r} ({kind}) is not supported here: there is no way "
+                "into a running job; its log, its metrics and ./outputs are there while it runs",
                 target=f"services.{name}",
             )
 
