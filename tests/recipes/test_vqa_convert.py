@@ -137,6 +137,9 @@ def test_the_manifest_names_its_task_and_knows_nothing_of_this_machine(converted
     assert document["metadata"]["base_model_task"] == "visual-question-answering"
     assert document["metadata"]["base_model_name"]
     assert "/tmp" not in text
+    inside = {path.name for path in (converted / "artifacts" / "model").iterdir()}
+    assert "vqa.json" in inside and "samples" not in inside
+    assert not any(name.startswith("checkpoint-") for name in inside)
     assert "pillow==" in (converted / "requirements.txt").read_text().lower()
 
 

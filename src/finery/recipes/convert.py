@@ -80,7 +80,8 @@ def _convert(folder: Path, target: Path, kind: Kind) -> None:
     inside = made / "artifacts" / "model"
     for sketched in inside.iterdir():
         sketched.unlink()
-    folders.link_tree(folder, inside, skip=tuple(p.name for p in folder.glob("checkpoint-*")))
+    left = tuple(path.name for path in folder.glob("checkpoint-*"))
+    folders.link_tree(folder, inside, skip=(*left, "samples"))
     if adapter and not (inside / "base").is_dir():
         base = checkpoint.base(folder)
         base = checkpoint.find(base) if isinstance(base, Path) else checkpoint.download(base)

@@ -160,8 +160,8 @@ def _code(model: Path) -> tuple[str, ...]:
 
 
 def _checkpoints(model: Path) -> tuple[str, ...]:
-    """A fine-tuned folder carries its checkpoints; a new run starts without them."""
-    return tuple(path.name for path in model.glob("checkpoint-*"))
+    """A fine-tuned folder carries its checkpoints and samples; a new run starts without them."""
+    return ("samples", *(path.name for path in model.glob("checkpoint-*")))
 
 
 def _tokenizer(top: Path | None, model: Path, part: Path) -> None:
