@@ -19,7 +19,8 @@ from finery.core.tracking import Tracking
 
 _AT_A_TIME = 20  # trials that are begun in one step
 _PAUSE = 0.5  # seconds between looks at a sweep,
-_REST = 9  # and so many times what the last look took: it may have a thousand trials
+_REST = 9  # or so many times what the last look cost: it may have a thousand trials
+_LONGEST = 3.0  # seconds
 
 
 class Explorer:
@@ -30,12 +31,12 @@ class Explorer:
 
     def advance(self, job: Job, sweep: Sweep) -> tuple[str, Sequence[Job]]:
         """Take a sweep on; return what it is (waiting: nothing changed), and its trials."""
-        begun = time.monotonic()
-        if begun < self._due.get(job.name, 0.0):
+        if time.monotonic() < self._due.get(job.name, 0.0):
             return "waiting", []
+        begun = time.thread_time()
         outcome, trials = self._step(job, sweep)
-        now = time.monotonic()
-        self._due[job.name] = now + max(_PAUSE, _REST * (now - begun))
+        rest = min(_REST * (time.thread_time() - begun), _LONGEST)
+        self._due[job.name] = time.monotonic() + max(_PAUSE, rest)
         if outcome not in ("waiting", "running"):
             self._forget(job, trials)
         return outcome, trials
