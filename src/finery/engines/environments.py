@@ -286,8 +286,13 @@ def _same(one: Path, other: Path) -> bool:
 
 def _show(source: Path, log: Path) -> None:
     """Have a build's log at another place as well: the same file, so that it is seen to grow."""
-    if _same(log, source):
+    if _same(log, source) or not source.exists():
         return
     log.parent.mkdir(parents=True, exist_ok=True)
     log.unlink(missing_ok=True)
-    os.link(source, log)
+    try:
+        os.link(source, log)
+    except FileNotFoundError:
+        pass  # it was removed just now, with what it tells of
+    except OSError:  # another file system
+        log.symlink_to(source)
