@@ -3,8 +3,10 @@
 from dataclasses import replace
 
 import pytest
+from alembic import command
 
-from finery.core import endpoints
+from finery.core import endpoints, migrations, rollback
+from finery.core import store as stores
 from finery.core.endpoints import Deployment, Endpoint, Serving
 from finery.core.errors import AlreadyExists, Conflict, Invalid
 
@@ -84,3 +86,58 @@ def test_a_new_deployment_of_an_old_name_shares_no_process_with_it(store, endpoi
     endpoints.delete_deployment(store, "chat", "blue")
     endpoints.move(store, endpoints.get_deployment(store, "chat", "blue"), "gone")
     assert deploy(store).process(0) != old.process(0)
+
+
+# A deployment as the first release wrote it down.
+FIRST = """
+insert into deployments (id, endpoint, name, workspace, status, gone, spec, revision, restarts,
+ addresses, warnings, description, tags, properties, created_at, changed_at, created_by, extras)
+values ('i', 'chat', 'blue', 'w', 'ready', 0, '{"model": "m", "code": "", "script": "",
+ "environment": "", "env": {}, "instances": 2, "size": "", "max_concurrent_requests": 1,
+ "request_timeout_ms": 5000, "max_queue_wait_ms": 500,
+ "liveness": {"failure_threshold": 3, "success_threshold": 1, "timeout": 2, "period": 10,
+ "initial_delay": 10}, "readiness": {"failure_threshold": 30, "success_threshold": 1,
+ "timeout": 2, "period": 10, "initial_delay": 10}}',
+ 1, '{}', '{}', '[]', '', '{}', '{}', 1.0, 1.0, '', '{}')
+"""
+
+
+def test_a_deployment_of_the_first_release_is_what_it_was(tmp_path):
+    kept = stores.open_sqlite(tmp_path / "old.db")
+    config = migrations._config()
+    with kept._engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+    with kept.transaction() as connection:
+        connection.exec_driver_sql(FIRST)
+    kept.migrate()
+    blue = endpoints.get_deployment(kept, "chat", "blue")
+    assert (blue.count, blue.spec.scaling, blue.falls, blue.earlier) == (2, None, 0, None)
+    assert blue.spec.liveness.failure_threshold == 3
+    kept.close()
+
+
+def test_traffic_goes_back_to_what_it_was_before_the_last_change(store, endpoint):
+    with pytest.raises(Conflict, match="nothing to go back to"):
+        rollback.traffic(store, "chat")
+    for name in ("blue", "green"):
+        deploy(store, name)
+    for traffic, mirror in (({"blue": 100}, {"green": 10}), ({"green": 100}, {})):
+        changed = replace(endpoints.get(store, "chat"), traffic=traffic, mirror=mirror)
+        endpoints.update(store, changed)
+    endpoints.update(store, replace(endpoints.get(store, "chat"), tags={"a": "b"}))
+    back = rollback.traffic(store, "chat")
+    assert (back.traffic, back.mirror, back.tags) == ({"blue": 100}, {"green": 10}, {"a": "b"})
+    assert rollback.traffic(store, "chat").traffic == {"green": 100}
+
+
+def test_traffic_does_not_go_back_to_a_deployment_that_is_gone(store, endpoint):
+    for name in ("blue", "green"):
+        deploy(store, name)
+    for share in ("blue", "green"):
+        endpoints.update(store, replace(endpoints.get(store, "chat"), traffic={share: 100}))
+    endpoints.delete_deployment(store, "chat", "blue")
+    endpoints.move(store, endpoints.get_deployment(store, "chat", "blue"), "gone")
+    with pytest.raises(Invalid, match="'blue'"):
+        rollback.traffic(store, "chat")
+    assert endpoints.get(store, "chat").traffic == {"green": 100}
