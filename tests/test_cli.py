@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from finery.config import DEFAULT_WORKSPACE
-from finery.core import jobs, workspaces
+from finery.core import endpoints, jobs, workspaces
 from finery.core import store as stores
 from finery.core.workspaces import Workspace
 
@@ -208,6 +208,32 @@ def test_the_home_is_for_its_owner_alone(server):
 def test_doctor_says_what_is_here():
     found = json.loads(finery("doctor", "--json").stdout)
     assert found["cpus"] >= 1 and found["packages"]["torch"].startswith("2.13.0")
+
+
+def test_an_endpoint_s_logs_are_shown_and_its_traffic_goes_back(tmp_path):
+    kept = stores.open_sqlite(tmp_path / "finery.db")
+    kept.migrate()
+    subscription, group, name = DEFAULT_WORKSPACE
+    mine = Workspace(id="w", subscription=subscription, group=group, name=name)
+    workspaces.create(kept, mine)
+    endpoint = endpoints.create(kept, endpoints.Endpoint(name="ep", workspace="w"))
+    made = endpoints.Deployment(
+        endpoint="ep", name="blue", workspace="w", spec=endpoints.Serving(model="m")
+    )
+    endpoints.deploy(kept, made)
+    endpoints.update(kept, replace(endpoint, traffic={"blue": 100}))
+    folder = tmp_path / "deployments" / made.id / made.process(0)
+    folder.mkdir(parents=True)
+    (folder / "log.txt").write_text("one\ntwo\nthree\n")
+
+    shown = finery("endpoint", "logs", "ep", "--lines", "2", "--home", tmp_path)
+    assert shown.stdout == "==> blue (creating) <==\ntwo\nthree\n"
+    back = finery("endpoint", "rollback", "ep", "--json", "--home", tmp_path)
+    assert json.loads(back.stdout) == [{"endpoint": "ep", "traffic": {}, "mirror": {}}]
+    assert endpoints.get(kept, "ep").traffic == {}
+    never = finery("endpoint", "rollback", "ep", "-d", "blue", "--home", tmp_path)
+    assert (never.returncode, "has run nothing before" in never.stderr) == (1, True)
+    kept.close()
 
 
 def test_a_job_outlives_its_server_and_down_ends_it(tmp_path, until):
