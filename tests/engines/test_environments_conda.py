@@ -5,6 +5,12 @@ import pytest
 from finery.core.errors import Invalid, NotSupported
 from finery.engines import conda
 
+# A few lines that stand for a text of gigabytes.
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{after}: &{after} [{', '.join([f'*{before}'] * 10)}]\n"
+    for before, after in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
 
 @pytest.mark.parametrize(
     ("spec", "line"),
@@ -104,7 +110,13 @@ def test_the_pip_section_comes_along_with_its_options() -> None:
         ("dependencies: [{pip: ['--target /etc x']}]", "--target"),
         ("!!python/object/apply:os.system ['true']", "no YAML"),
         ("dependencies: [" + "a," * 1001 + "]", "at most 1000"),
-        ("x: " + "a" * (1 << 20), "larger than 1 MiB"),
+        ("x: " + "a" * (1 << 20), "larger than 256 KiB"),
+        ("variables: {'A=B': c}", "cannot be one"),
+        ("variables: {A: [b]}", "'A' is no text"),
+        (BOMB + "dependencies: [{npm: *i}]", "npm"),
+        (BOMB + "dependencies: [*i]", "list"),
+        (BOMB + "variables: {A: *i}", "'A' is no text"),
+        (BOMB + "variables: *i", "no mapping"),
     ],
 )
 def test_what_makes_no_sense_is_refused_by_name(text: str, said: str) -> None:

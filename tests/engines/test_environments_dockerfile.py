@@ -164,3 +164,28 @@ def test_files_outside_of_the_context_are_never_read(context, tmp_path: Path) ->
     (tmp_path / "link.txt").symlink_to(tmp_path.parent / "secret.txt")
     with pytest.raises(Invalid, match="outside its folder"):
         context("FROM python\nCOPY link.txt .\nRUN pip install -r link.txt\n")
+
+
+def test_a_line_goes_on_over_comments_and_empty_lines(context) -> None:
+    found = context("FROM python\nRUN pip install six \\\n\n  # why\n  einops\n")
+    assert found.steps == (("six", "einops"),)
+
+
+def test_a_pattern_finds_files_of_the_context_and_of_nowhere_else(context, tmp_path: Path) -> None:
+    text = "FROM python\nCOPY {pattern} /r/\nRUN pip install -r /r/requirements.txt\n"
+    for pattern in ("req*.txt", "/req*.txt"):
+        assert context(text.format(pattern=pattern)).steps == (("six==1.16.0",),)
+    (tmp_path.parent / "requirements-x.txt").write_text("secret")
+    with pytest.raises(Invalid):
+        context("FROM python\nCOPY ../req* /r/\nRUN pip install -r /r/requirements-x.txt\n")
+
+
+def test_links_that_lead_in_a_circle_are_no_files(context, tmp_path: Path) -> None:
+    (tmp_path / "loop.txt").symlink_to("loop.txt")
+    with pytest.raises(Invalid, match="loop.txt"):
+        context("FROM python\nRUN pip install -r loop.txt\n")
+
+
+def test_passwords_in_addresses_are_not_repeated(context) -> None:
+    found = context("FROM x\nRUN curl https://me:secret@x.test/a\n")
+    assert "secret" not in found.warnings[0] and "https://****@x.test/a" in found.warnings[0]

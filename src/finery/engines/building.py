@@ -19,7 +19,15 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from finery.core.errors import Unavailable
-from finery.engines import explaining, images, installing, interpreters, keeper, sharing
+from finery.engines import (
+    explaining,
+    images,
+    installing,
+    interpreters,
+    keeper,
+    requirements,
+    sharing,
+)
 from finery.engines.wanted import Wanted
 
 READY = "ready.json"
@@ -109,7 +117,7 @@ def run(*words: str, cwd: Path | None = None) -> None:
     )
     said = []
     assert ran.stdout is not None
-    for line in ran.stdout:
+    for line in map(requirements.hidden, ran.stdout):
         say(line.rstrip("\n"))
         said.append(line)
     if ran.wait():
@@ -117,7 +125,7 @@ def run(*words: str, cwd: Path | None = None) -> None:
 
 
 def say(line: str) -> None:
-    print(line, flush=True)
+    print(requirements.hidden(line), flush=True)
 
 
 def _let_host_in(wanted: Wanted, folder: Path) -> None:

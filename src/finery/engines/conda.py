@@ -47,7 +47,9 @@ SYSTEM = re.compile(
 _KEYS = {"name", "channels", "dependencies", "prefix", "variables"}
 _SPEC = re.compile(r"(?:[\w./:-]+::)?([A-Za-z0-9_][\w.-]*)\s*(.*)", re.DOTALL)
 _PART = re.compile(r"(===|==|>=|<=|!=|~=|=|>|<|)\s*([\w.*+!-]+)")
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")  # of a variable
 MOST = 1000  # dependencies
+LARGEST = 256 << 10  # characters
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def read(text: str) -> Read:
     specs, pip = _sorted(listed)
     found = of(specs)
     lines = requirements.read(pip, where="the conda file's pip section")
-    unknown = [str(key)[:80] for key in document if key not in _KEYS]
+    unknown = [str(key)[:80] for key in document if key not in _KEYS and isinstance(key, str)]
     warnings = [f"not honoured: {key!r} of the conda file" for key in unknown]
     return Read(
         python=found.python,
@@ -111,10 +113,10 @@ def of(specs: list[str]) -> Read:
 
 
 def _document(text: str) -> dict[Any, Any]:
-    if len(text) > requirements.LARGEST:
-        raise Invalid(f"the conda file is larger than {requirements.LARGEST >> 20} MiB")
+    if len(text) > LARGEST:
+        raise Invalid(f"the conda file is larger than {LARGEST >> 10} KiB")
     try:
-        document = yaml.safe_load(text)
+        document = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except (yaml.YAMLError, ValueError, RecursionError) as exc:
         raise Invalid(f"the conda file is no YAML: {exc}") from exc
     if not isinstance(document, dict):
@@ -135,7 +137,13 @@ def _sorted(listed: list[Any]) -> tuple[list[str], list[str]]:
                 raise Invalid("the conda file's pip section is no list of texts")
             pip += inside
         else:
-            said = str(entry)[:80]
+            # Never the whole of it: a small text can stand for an endless one in YAML.
+            keys = (
+                [key[:80] for key in entry if isinstance(key, str)]
+                if isinstance(entry, dict)
+                else []
+            )
+            said = ", ".join(keys[:3]) or type(entry).__name__
             raise NotSupported(f"a dependency of the conda file is not understood: {said}")
     if len(specs) + len(pip) > MOST:
         raise Invalid(f"the conda file has more than {MOST} dependencies")
@@ -147,6 +155,11 @@ def _variables(given: Any) -> dict[str, str]:
         return {}
     if not isinstance(given, dict):
         raise Invalid("the conda file's variables are no mapping")
+    for name, value in given.items():
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise Invalid("the conda file's variables have a name that cannot be one")
+        if not isinstance(value, str | int | float) or "\0" in str(value):
+            raise Invalid(f"the conda file's variable {name[:80]!r} is no text")
     return {str(name): str(value) for name, value in given.items()}
 
 

@@ -122,7 +122,7 @@ def parse(text: str, name: str) -> list[Instruction]:
         while line.endswith(escape) and at < len(lines):
             more = lines[at].strip()
             at += 1
-            if not more.startswith("#"):  # a comment between them is left out
+            if more and not more.startswith("#"):  # a comment between them is left out
                 line = f"{line[:-1].rstrip()} {more}"
         word, _, rest = line.partition(" ")
         for _, end in _HEREDOC.findall(rest) if word.upper() in ("RUN", "COPY", "ADD") else ():
@@ -213,7 +213,8 @@ def _copy(one: Instruction, found: Read) -> None:
     for source in sources:
         inside = found.folder / source.lstrip("/")
         if any(mark in source for mark in "*?["):
-            files = [file for file in found.folder.glob(source) if file.is_file()]
+            within = "" if ".." in source.split("/") else source.lstrip("/")
+            files = [file for file in found.folder.glob(within or "*") if file.is_file()]
             for file in files:
                 found.copied[posixpath.join(place, file.name)] = str(file)
         elif inside.is_dir():
@@ -382,5 +383,5 @@ def _words(text: str) -> list[str]:
 
 
 def _short(text: str) -> str:
-    text = " ".join(text.split())
+    text = requirements.hidden(" ".join(text[: 10 * _LONGEST].split()))
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"

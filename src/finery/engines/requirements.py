@@ -58,6 +58,11 @@ def read(lines: list[str], *, folder: Path | None = None, where: str) -> Lines:
     return Lines(tuple(taken), tuple(notes))
 
 
+def hidden(text: str) -> str:
+    """Return a text with the names and passwords in its addresses left out."""
+    return re.sub(r"://[^/@\s]+@", "://****@", text)
+
+
 def text(path: Path) -> str:
     """Return what a file of a stranger says.  Raises `Invalid` where it is no text, or large."""
     try:
@@ -78,7 +83,10 @@ def within(folder: Path | None, path: str, *, base: Path | None, where: str) -> 
             "build context",
             target=path,
         )
-    found = (base / path).resolve()
+    try:
+        found = (base / path).resolve()
+    except (OSError, RuntimeError, ValueError) as exc:  # links that lead in a circle, a zero byte
+        raise Invalid(f"{where}: {path[:200]!r} leads nowhere: {exc}", target=path) from exc
     if not found.is_relative_to(folder.resolve()):
         raise Invalid(f"{where}: {path!r} is outside its folder", target=path)
     if not found.exists():

@@ -26,6 +26,7 @@ _COMMON = (
     *("description", "tags", "properties", "isAnonymous", "isArchived", "provisioningState"),
 )
 _DATA = ("uri_file", "uri_folder", "mltable")
+_LARGEST_CONDA = 256 << 10  # characters
 _MODELS = ("custom_model", "mlflow_model")
 
 
@@ -220,6 +221,11 @@ def environment_spec(given: Mapping[str, Any], name: str) -> dict[str, Any]:
         raise Invalid(f"environment {name!r} has neither an image nor a build", target="image")
     if not conda:
         return {"kind": "image", "image": image}
+    if len(conda) > _LARGEST_CONDA:
+        raise Invalid(
+            f"environment {name!r}: the conda file has more than {_LARGEST_CONDA} characters",
+            target="condaFile",
+        )
     try:
         if not isinstance(yaml.safe_load(conda), dict):
             raise Invalid(f"environment {name!r}: the conda file is no mapping", target="condaFile")
