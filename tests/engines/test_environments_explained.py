@@ -48,7 +48,7 @@ The command '/bin/sh -c pip install nosuch' returned a non-zero code: 1
         (CONFLICT, "pandas==2.2.2 depends on numpy>=1.23.2 and you require numpy==1.21.5", True),
         (
             OLDER,
-            "Because nosuch was not found in the package registry and you require nosuch",
+            "because nosuch was not found in the package registry and you require nosuch",
             True,
         ),
         (NETWORK, "Failed to fetch: http://127.0.0.1:9/simple/nosuch/", False),

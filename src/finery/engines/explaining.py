@@ -37,9 +37,8 @@ def cause(error: Exception) -> Cause:
     match error:
         case Ended():
             said = " ".join(filter(None, [dockers(error.said) or lines(error.said), error.hint]))
-            return Cause(
-                said[-_LONGEST:] or "it ended without a word", not _NOT_THEIRS.search(said)
-            )
+            theirs = not _NOT_THEIRS.search(said)
+            return Cause(_short(said) or "it ended without a word", theirs)
         case Unavailable():
             return Cause(str(error), False)
         case Failure():
@@ -49,14 +48,21 @@ def cause(error: Exception) -> Cause:
     return Cause(f"{type(error).__name__}: {error}"[:_LONGEST], False)
 
 
+def _short(text: str) -> str:
+    """Return the beginning, which says what failed, and the end, which says why."""
+    if len(text) <= _LONGEST:
+        return text
+    return f"{text[: _LONGEST // 3]} … {text[-_LONGEST // 2 :]}"
+
+
 def lines(said: str) -> str:
-    """Return the part of uv's words that explains: what follows `error:`, as one line."""
-    begin = said.rfind("error:")
-    part = said[begin:] if begin >= 0 else said[-_LONGEST:]
-    kept = (
-        re.sub(r"^\s*(error|cause|×|├─▶|╰─▶|│|hint):?\s*", "", line) for line in part.splitlines()
-    )
-    return " ".join(line.strip() for line in kept if line.strip())
+    """Return the part of uv's words that explains: what follows its last error, as one line."""
+    begun = [found.start() for found in re.finditer(r"^(error:|  ×)", said, re.MULTILINE)]
+    part = said[begun[-1] :] if begun else said[-_LONGEST:]
+    words = r"^\s*(error|cause|×|├─▶|╰─▶|│|hint):?\s*"
+    kept = [re.sub(words, "", line).strip() for line in part.splitlines()]
+    text = " ".join(line for line in kept if line)
+    return re.sub(r"(resolving dependencies):? Because", r"\1: because", text)
 
 
 def concerns(said: str, package: str) -> bool:
