@@ -43,7 +43,13 @@ def training(ml_client: MLClient, environment: Any, compute: AmlCompute) -> Any:
     model, changed = base_model(ml_client, SETTINGS["HF_MODEL_NAME_OR_PATH"])
     settings = {**TRAIN, **changed}
     processes = settings.pop("processes")
-    inputs = {name: value for name, value in settings.items() if not name.startswith("azure_")}
+    inputs = {
+        name: Input(type=AssetTypes.URI_FOLDER, path=value)
+        if str(value).startswith("azureml://")  # what another job left, say
+        else value
+        for name, value in settings.items()
+        if not name.startswith("azure_")
+    }
     flags = {"epoch": "epochs"}
     line = " ".join(f"--{flags.get(name, name)} ${{{{inputs.{name}}}}}" for name in inputs)
     return command(
