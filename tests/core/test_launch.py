@@ -167,3 +167,17 @@ def test_what_is_no_size_is_refused(text):
 def test_ranks_are_spread_over_nodes_as_far_as_there_are_ranks():
     asked = Command(command="x", nodes=2, ranks=2)
     assert [launch.nodes(asked, ranks) for ranks in (4, 2, 3, 1)] == [2, 2, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("line", "does"),
+    [
+        ("pip install -r requirements.txt && python train.py", True),
+        ("python -m pip --quiet install six", True),
+        ("pip3 uninstall -y six", True),
+        ("python train.py --pipe install", False),
+        ("pip list", False),
+    ],
+)
+def test_a_command_that_installs_is_known(line: str, does: bool) -> None:
+    assert launch.installs(line) == does

@@ -38,6 +38,10 @@ from finery.engines.local import LocalEngine
 Until = Callable[..., Any]
 SYSTEM = "dependencies: [gcc, {name}]"  # what only a conda program can make
 
+SAY = (
+    "import tabulate, importlib.util as u; "
+    'print(tabulate.version, *(bool(u.find_spec(n)) for n in ("torch", "finery")))'
+)
 CONDA = """#!/bin/sh
 here=$(dirname "$0")
 echo "solving"
@@ -368,6 +372,25 @@ def test_what_is_ready_is_found_by_a_look_and_taken_away_is_built_again(
     subprocess.run(["rm", "-r", str(Path(found.python).parents[1])], check=True)
     assert had(server, until, asset, tmp_path / "log2") == found
     assert len(world.begun()) == 2
+
+
+# What a job installs
+
+
+def test_what_a_command_installs_is_the_jobs_own(
+    world: World, until: Until, tmp_path: Path
+) -> None:
+    wheel(world.wheels, "tabulate", "99.0")
+    server = world.server()
+    mine = server.apart(environments.OWN, tmp_path / "layer")
+    assert server.apart(environments.OWN, tmp_path / "layer") == mine and not mine.own
+    line = f"pip install --no-index --find-links {world.wheels} tabulate==99.0 && python -c '{SAY}'"
+    ran = subprocess.run(["bash", "-c", line], capture_output=True, text=True, env=mine.env)
+    assert ran.stdout.splitlines()[-1] == "99.0 True True", ran
+    assert said(environments.OWN, "import tabulate; print(tabulate.__version__)") != "99.0"
+    for program in ("torchrun", "accelerate"):  # of ours, run by the job's own interpreter
+        first = (tmp_path / "layer" / "bin" / program).read_text().splitlines()[0]
+        assert first == f"#!{mine.python}"
 
 
 # What they cost

@@ -177,6 +177,9 @@ class Environments(Protocol):
         with the cause where it cannot be had.
         """
 
+    def apart(self, runtime: Runtime, folder: Path) -> Runtime:
+        """Return the same, for a process that installs: what it does stays in `folder`."""
+
 
 def last_words(engine: Engine, id: str, *, home: Path, rank: int = 0) -> str:
     """Return the last line that a process wrote: where most programs say why they ended.

@@ -36,6 +36,7 @@ _PIECE = 1 << 20  # bytes at a time
 _LARGEST = 64 << 30  # bytes of a file that is fetched; more is uploaded as data first
 _PATIENCE = 3600  # seconds for all of it
 _SIZE = re.compile(r"(\d{1,9}(?:\.\d+)?)\s*([bkmgt]?)i?b?")
+_INSTALLS = re.compile(r"\bpip[\d.]*\s+(?:-\S+\s+)*(?:un)?install\b")
 _RECIPES = "finery.recipes."
 
 
@@ -67,6 +68,11 @@ class Folder:
 def folder(home: Path, files: Files, job: Job) -> Folder:
     kept = references.artifacts(job.name).removeprefix(f"file:{references.ARTIFACTS}/")
     return Folder(home / "jobs" / job.name, files.path(job.workspace, references.ARTIFACTS, kept))
+
+
+def layer(place: Folder) -> Path:
+    """Return where what a job's command installs is put: beside its folder."""
+    return place.work.with_name(f"{place.work.name}.python")
 
 
 def process_id(job: Job) -> str:
@@ -209,6 +215,11 @@ def size(text: str) -> int | None:
     if not found:
         raise Invalid(f"{text!r} is no size; write it as 2g or 512m", target="resources.shm_size")
     return int(float(found[1]) * 1024 ** "bkmgt".index(found[2] or "b"))
+
+
+def installs(line: str) -> bool:
+    """Say whether a command line installs packages: it must not do so for everyone."""
+    return bool(_INSTALLS.search(line))
 
 
 def environment(store: Store, job: Job) -> Asset | None:

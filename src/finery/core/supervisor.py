@@ -170,6 +170,8 @@ class Supervisor:
         values = launch.inputs(self.store, self.files, place, job)
         locations, paths = launch.outputs(self.files, job)
         line = launch.render(job.spec, values, paths)
+        if launch.installs(line):
+            runtime = self.environments.apart(runtime, launch.layer(place))
         for warning in [*runtime.warnings, *self._shortfalls(job)]:
             log.write(f"warning: {warning}")
             job = jobs.warn(self.store, job.name, warning)

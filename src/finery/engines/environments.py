@@ -27,7 +27,7 @@ from typing import Any
 from finery.core.assets import Asset
 from finery.core.compute import Engine, Process, Report, Runtime
 from finery.core.errors import Failure, Invalid, NotSupported, Unavailable
-from finery.engines import building, containers, interpreters, sharing, wanted
+from finery.engines import building, containers, interpreters, overlay, sharing, wanted
 from finery.engines.wanted import Locate, Wanted
 
 OWN = Runtime(python=sys.executable, own=True)
@@ -94,6 +94,12 @@ class Environments:
             if found := self._found(key):
                 return found
             return self._step(environment, wish, key, log)
+
+    def apart(self, runtime: Runtime, folder: Path) -> Runtime:
+        if runtime.image:
+            return runtime  # a container is thrown away with what was installed in it
+        python = overlay.make(Path(runtime.python), folder)
+        return replace(runtime, python=str(python), own=False)
 
     def _client(self, environment: Asset) -> str:
         """Return the client of a container engine that runs, where that matters; asked rarely."""
