@@ -25,7 +25,8 @@ SHOWN = 4
 def held_back(count: int) -> list[dict[str, Any]]:
     """Rows of the test split, spread over all of it."""
     rows = datasets.load_from_disk(CONFIG["config"]["DATA_DIR"])["test"]
-    return [rows[at * len(rows) // count] for at in range(min(count, len(rows)))]
+    count = min(count, len(rows))
+    return [rows[at * len(rows) // count] for at in range(count)]
 
 
 def request_for(row: dict[str, Any]) -> dict[str, Any]:
