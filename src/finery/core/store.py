@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 FULL = "disk"  # the target of the failure of whatever found no room
 _NO_ROOM = ("disk is full", "disk I/O error", "No space left on device")
-HEAD = "0003"  # the newest revision in migrations/versions
+HEAD = "0002"  # the newest revision in migrations/versions
 metadata = MetaData()
 
 

@@ -1,4 +1,4 @@
-"""What was before: of an endpoint's traffic, of a deployment; and what its load asks for."""
+"""What was before: of an endpoint's traffic, of a deployment; its load's wish; its falls."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ def upgrade() -> None:
     op.add_column("endpoints", _before())
     op.add_column("deployments", _before())
     op.add_column("deployments", sa.Column("scaled", sa.Integer(), nullable=True))
+    falls = sa.Column("falls", sa.Integer(), nullable=False, server_default="0")
+    op.add_column("deployments", falls)
 
 
 def downgrade() -> None:
-    op.drop_column("deployments", "scaled")
-    op.drop_column("deployments", "before")
+    for name in ("falls", "scaled", "before"):
+        op.drop_column("deployments", name)
     op.drop_column("endpoints", "before")
 
 
