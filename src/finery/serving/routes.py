@@ -210,6 +210,8 @@ class Host:
         return exchange.answer(200, wire.json_out(swagger.document(self.spec, self.name)))
 
     def _ended(self, exchange: Exchange) -> None:
+        if exchange.path == "/metrics" and exchange.status == 200:
+            return  # asked every few seconds: the log is for what callers do
         self.journal.answered(exchange, scored=exchange.path in SCORED)
 
     def _gauges(self) -> dict[str, float]:

@@ -40,7 +40,7 @@ class Spec:
     max_queued_requests: int = 256
     max_queue_wait_ms: int = 500
     request_timeout_ms: int = 5000
-    max_body_bytes: int = 64 * 2**20
+    max_body_bytes: int = 100 * 2**20  # as much as the way in lets through
     # chat only
     device: str = ""  # "": cuda where there is one, else cpu
     dtype: str = ""  # "": float32 for small models on a CPU, otherwise bfloat16 or the model's own
