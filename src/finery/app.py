@@ -28,7 +28,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from finery import certificates, journal, listening, sampling
 from finery.config import DEFAULT_WORKSPACE, Settings
 from finery.core import endpoints as core_endpoints
-from finery.core import instances, workspaces
+from finery.core import instances, services, workspaces
 from finery.core import jobs as core_jobs
 from finery.core.errors import Failure, Invalid, NotFound, Unavailable
 from finery.core.files import Files
@@ -130,6 +130,7 @@ def create(settings: Settings, *, http: str, https: str) -> Platform:
         wake=wake,
         log=engine.log,
         instance_logs=lambda deployment, lines: instances.logs(home, deployment, lines=lines),
+        services=lambda job: services.states(engine, job, home=home),
         capacity=engine.capacity,
         default_workspace=DEFAULT_WORKSPACE,
         tiny=settings.models == "tiny",

@@ -27,7 +27,7 @@ def down(home: Path, database: str) -> dict[str, Any]:
     try:
         ended_jobs = _end_jobs(platform)
         ended_deployments = _end_deployments(platform)
-        _end_builds(platform)
+        _end_rest(platform)
     finally:
         platform.close()
     lines += [f"job {name}: cancelled" for name in ended_jobs]
@@ -87,13 +87,17 @@ def _end_deployments(platform: app.Platform) -> list[str]:
     return ended
 
 
-def _end_builds(platform: app.Platform) -> None:
-    """End what is being built for them: the next to ask begins it anew."""
-    ids = [place.name for place in platform.engine.home.glob("environment-*")]
+def _end_rest(platform: app.Platform) -> None:
+    """End what is being built for them, which the next to ask begins anew, and jobs' services."""
+    ids = [
+        place.name
+        for kind in ("environment", "service")
+        for place in platform.engine.home.glob(f"{kind}-*")
+    ]
     for id in ids:
         platform.engine.stop(id)
     if not _until(lambda: all(_over(platform, id) for id in ids)):
-        raise Refused("some environments go on being built: look for their processes")
+        raise Refused("some environments or services of jobs do not end: look for their processes")
     for id in ids:
         platform.engine.forget(id)
 

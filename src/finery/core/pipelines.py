@@ -257,6 +257,7 @@ def _fingerprint(store: Store, files: Files, job: Job, component: Asset) -> str:
         for name, value in job.spec.inputs.items()
     }
     spec = {**asdict(job.spec), "inputs": inputs}
+    del spec["services"]  # they change nothing of the work
     work = json.dumps([component.hash, spec, job.compute], sort_keys=True)
     return hashlib.sha256(work.encode()).hexdigest()
 

@@ -12,7 +12,18 @@ from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from finery.core import assets, compute, ids, launch, pipelines, ports, references, sweeps, work
+from finery.core import (
+    assets,
+    compute,
+    ids,
+    launch,
+    pipelines,
+    ports,
+    references,
+    services,
+    sweeps,
+    work,
+)
 from finery.core.assets import Asset
 from finery.core.errors import Invalid, NotFound
 from finery.core.files import Files
@@ -56,6 +67,7 @@ def _command(place: _Place, command: Command, *, given: Container[str] = ()) -> 
     if not command.command.strip():
         raise Invalid("the job has no command", target="command")
     launch.size(command.shm_size)
+    services.check(command.services)
     for target, ref in (("environment", command.environment), ("code", command.code)):
         with _naming(target):
             if ref.startswith("asset:"):

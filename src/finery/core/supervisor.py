@@ -26,6 +26,7 @@ from finery.core import (
     launch,
     pipelines,
     references,
+    services,
     sweeps,
 )
 from finery.core.assets import Asset
@@ -188,6 +189,7 @@ class Supervisor:
             return  # cancelled while all this was made ready
         self.engine.start(process)
         log.write(f"started as process {process.id}, {process.ranks} rank(s), gpus {process.gpus}")
+        services.start(self.store, self.engine, job, place=place, runtime=runtime)
         jobs.move(self.store, job, "running", outputs=locations)
 
     def _shortfalls(self, job: Job) -> list[str]:
@@ -218,6 +220,7 @@ class Supervisor:
         report = self.engine.report(launch.process_id(job))
         if report.state == "unknown":
             return self._fail(job, "the process was lost: the engine knows nothing of it")
+        services.watch(self.store, self.engine, job, home=self.home)
         if report.state != "exited":
             return None
         if report.timed_out:
@@ -309,6 +312,7 @@ class Supervisor:
         except Exception as exc:  # what was trained is not lost for a metric
             logger.exception("job %s: its run cannot be closed", job.name)
             jobs.warn(self.store, job.name, f"its run was not closed: {exc}")
+        services.end(self.engine, job)
         place = launch.folder(self.home, self.files, job)
         if isinstance(job.spec, Command) and error and place.artifacts.exists():
             with suppress(OSError):  # a full disk may be why it ends

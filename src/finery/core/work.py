@@ -39,6 +39,17 @@ class Output:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Service:
+    """A program beside a job while it runs, to look at it or to work in it (`services.py`)."""
+
+    kind: str  # tensorboard, jupyterlab, vscode
+    folder: str = ""  # that TensorBoard looks at; empty: the job's own
+    port: int = 0  # 0: a free one
+    nodes: str = ""  # as it was asked for: all nodes are this machine
+    properties: dict[str, str] = field(default_factory=dict)  # the caller's own, only kept
+
+
+@dataclass(frozen=True, kw_only=True)
 class Command:
     """One process (or one per rank) that ends."""
 
@@ -56,6 +67,7 @@ class Command:
     deterministic: bool = False
     optional: tuple[str, ...] = ()  # inputs that may be unset: `$[[…]]` around them drops out
     point: dict[str, float] = field(default_factory=dict)  # of a trial: where in its sweep's space
+    services: dict[str, Service] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +167,9 @@ def read(kind: str, doc: dict[str, Any]) -> Work:
 
 
 def _command(doc: dict[str, Any]) -> Command:
-    return Command(**{**doc, **_ports(doc), "optional": tuple(doc["optional"])})
+    services = {name: Service(**value) for name, value in doc.get("services", {}).items()}
+    optional = tuple(doc["optional"])
+    return Command(**{**doc, **_ports(doc), "optional": optional, "services": services})
 
 
 def sweep_of(options: Mapping[str, Any], trial: Command) -> Sweep:

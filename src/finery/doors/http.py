@@ -18,6 +18,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from finery.core import errors, ids
 from finery.core.compute import Capacity
+from finery.core.jobs import Job
+from finery.core.services import State
 from finery.core.workspaces import Caller, Keys
 
 if TYPE_CHECKING:
@@ -56,6 +58,8 @@ class House:
     capacity: Callable[[], Capacity]
     # the last lines of a deployment's instances, so many of each
     instance_logs: Callable[[Deployment, int], str] = lambda deployment, lines: ""
+    # what became of the services of a job, by their names
+    services: Callable[[Job], dict[str, State]] = lambda job: {}
     default_workspace: tuple[str, str, str]  # subscription, resource group, name
     tiny: bool = False  # catalog names resolve to stand-ins
 

@@ -13,7 +13,7 @@ from finery.core import ids
 from finery.core.errors import Failure, Invalid, NotSupported
 from finery.core.jobs import Command, Job
 from finery.core.workspaces import Workspace
-from finery.doors.azureml import durations, ports, references, wire
+from finery.doors.azureml import durations, ports, references, services, wire
 from finery.doors.http import House
 
 FIELDS = (
@@ -63,6 +63,7 @@ def command_in(
         nodes=nodes,
         shm_size=resources.shm_size,
         timeout=timeout_in(props.get("limits"), "limits"),
+        services=services.services_in(props.get("services")),
     )
     return command, resources.extras, resources.warnings
 

@@ -26,7 +26,7 @@ from finery.core.files import Entry
 from finery.core.jobs import Command, Job, Pipeline, Sweep
 from finery.core.workspaces import Caller, Workspace
 from finery.doors.azureml import jobs as jobs_door
-from finery.doors.azureml import references, sas, sweeps, wire
+from finery.doors.azureml import references, sas, services, sweeps, wire
 from finery.doors.http import House
 
 _LASTS = timedelta(hours=1)
@@ -75,9 +75,9 @@ def _run_routes(house: House, routes: APIRouter, who: Any) -> None:
         return wire.answer({"value": [run_out(workspace, child) for child in below]})
 
     @routes.get(f"{_RUNS}/runs/{{run}}/serviceinstances/{{node}}")
-    def services(request: Request, run: str, node: str, caller: Caller = who) -> Response:
-        _found(house, request, caller, run)
-        return wire.answer({"instances": {}})
+    def instances(request: Request, run: str, node: str, caller: Caller = who) -> Response:
+        _, job = _found(house, request, caller, run)
+        return wire.answer({"instances": services.instances_out(house, job, node)})
 
 
 def _more_run_routes(house: House, routes: APIRouter, who: Any) -> None:

@@ -24,6 +24,7 @@ from finery.doors.azureml import (
     pipelines,
     ports,
     references,
+    services,
     sweeps,
     wire,
 )
@@ -120,7 +121,8 @@ def job_in(
     kind = _kind_in(props)
     own, read = _READ[kind]
     wire.refuse_unknown(props, (*_COMMON, *own), "job")
-    pipelines.refuse_services(props.get("services"), "job")
+    if kind != "command":
+        services.refuse(props.get("services"), "job")
     spec, extras, warnings = read(house, workspace, name, props)
     extras |= wire.keep(props, _ECHOED)
     compute = references.compute_in(wire.text(props.get("computeId"), "computeId"))
@@ -169,7 +171,7 @@ def job_out(house: House, workspace: Workspace, job: Job) -> dict[str, Any]:
             "isArchived": job.archived,
             "tags": job.tags,
             "properties": _properties_out(job),
-            "services": services_out(house, workspace, job),
+            "services": _services_out(house, workspace, job),
             "inputs": ports.inputs_out(workspace, job.spec.inputs),
             "outputs": _outputs_out(workspace, job),
             "parentJobName": job.parent,
@@ -178,10 +180,11 @@ def job_out(house: House, workspace: Workspace, job: Job) -> dict[str, Any]:
     }
 
 
-def services_out(house: House, workspace: Workspace, job: Job) -> dict[str, Any]:
+def _services_out(house: House, workspace: Workspace, job: Job) -> dict[str, Any]:
     """Return where to look at a job.  The SDK puts `&tid=…` behind the studio's address."""
     page = f"{house.http}/studio/jobs/{job.name}?workspace={workspace.name}"
     return {
+        **services.services_out(house, job),
         "Studio": {"jobServiceType": "Studio", "endpoint": page},
         "Tracking": {"jobServiceType": "Tracking", "endpoint": f"{house.http}/mlflow"},
     }

@@ -17,7 +17,7 @@ from finery.core import ports as core_ports
 from finery.core.errors import Failure, Invalid, NotSupported
 from finery.core.jobs import Input, Job, Output, Pipeline, Step
 from finery.core.workspaces import Workspace
-from finery.doors.azureml import components, ports, references, sweeps, wire
+from finery.doors.azureml import components, ports, references, services, sweeps, wire
 from finery.doors.http import House
 
 FIELDS = ("jobs", "inputs", "outputs", "settings", "sourceJobId", "componentId")
@@ -112,7 +112,7 @@ def _step_in(
     house: House, workspace: Workspace, name: str, node: Mapping[str, Any], job: str
 ) -> Step:
     here = f"jobs.{name}"
-    refuse_services(node.get("services"), here)
+    services.refuse(node.get("services"), here)
     known = {key: value for key, value in node.items() if key not in _HARMLESS}
     step = pipelines.step_from(
         components.node_in(known, ref=_reader(house, workspace, here), where=here)
@@ -212,19 +212,6 @@ def _settings_in(given: Mapping[str, Any]) -> dict[str, Any]:
             target="settings.default_datastore",
         )
     return settings
-
-
-def refuse_services(services: Any, where: str) -> None:
-    """Refuse ways into a running job; the two that every job has are only addresses."""
-    for name, service in wire.mapping(services, f"{where}: services").items():
-        doc = ports.camels(service, f"{where}: services.{name}")
-        kind = str(doc.get("jobServiceType") or doc.get("type") or name)
-        if kind not in ("Studio", "Tracking"):
-            raise NotSupported(
-                f"{where}: the service {name!r} ({kind}) is not supported here: there is no way "
-                "into a running job; its log, its metrics and ./outputs are there while it runs",
-                target=f"services.{name}",
-            )
 
 
 def _flag(value: Any, default: bool) -> bool:
