@@ -177,12 +177,15 @@ _NOT_SHARED = (
 )
 
 
+_ASKED_PYTORCH = re.compile(r"https://\S*pytorch\.\w+/")  # in what uv says of an address
+
+
 def _run(making: Making, words: list[str], *, otherwise: list[str]) -> None:
     """Run uv; where PyTorch's own index does not answer, without it."""
     try:
         making.run(interpreters.uv(), *words, cwd=making.inside)
     except explaining.Ended as ended:
-        if words == otherwise or "download.pytorch.org" not in ended.said:
+        if words == otherwise or not _ASKED_PYTORCH.search(ended.said):
             raise
         making.say("PyTorch's own index does not answer: once more, from the package index alone")
         making.run(interpreters.uv(), *otherwise, cwd=making.inside)
