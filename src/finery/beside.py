@@ -35,9 +35,6 @@ def main(kind: str, asked: str, folder: str) -> int:
     sys.path[0] = os.getcwd()  # as `python -m` has it
     if not _found(kind):
         return _refuse(MISSING[kind])
-    private = os.path.join(os.environ["FINERY_PROCESS_DIR"], "private")
-    shutil.rmtree(private, ignore_errors=True)
-    os.mkdir(private, 0o700)
     held = socket.socket()  # kept, so that nobody else is given the port before it is used
     held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -46,6 +43,8 @@ def main(kind: str, asked: str, folder: str) -> int:
         return _refuse(
             f"port {asked} cannot be had ({error.strerror}): leave it out for a free one"
         )
+    private = os.path.join(os.environ["FINERY_PROCESS_DIR"], "private")
+    os.mkdir(private, 0o700)
     port, secret = held.getsockname()[1], secrets.token_urlsafe(24)
     words, env = _program(kind, port=port, secret=secret, folder=folder, private=private)
     program = subprocess.Popen(words, env={**os.environ, **env}, stdin=subprocess.DEVNULL)

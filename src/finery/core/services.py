@@ -24,7 +24,9 @@ from finery.core.work import Service
 
 PROGRAM = Path(__file__).parents[1] / "beside.py"
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_ADDRESS = re.compile(r"(http://127\.0\.0\.1:(\d{1,5})/[\w?=/-]{0,200})(?:#([\w-]{1,200}))?")
+_ADDRESS = re.compile(
+    r"(http://127\.0\.0\.1:(\d{1,5})/[\w?=/-]{0,200})(?:#([\w-]{1,200}))?", re.ASCII
+)
 _PORTS = range(1024, 65536)
 _MOST = 8
 _LONGEST = 1024  # characters of a path

@@ -304,6 +304,7 @@ class Supervisor:
 
         It ended when its process did, which may be long before a server saw it.
         """
+        services.end(self.engine, job)
         ended = self.engine.report(launch.process_id(job)).ended_at
         ended_at = datetime.fromtimestamp(ended, UTC) if ended is not None else ids.now()
         ended_at = max(ended_at, job.started_at or ended_at)  # quicker than what was written down
@@ -312,7 +313,6 @@ class Supervisor:
         except Exception as exc:  # what was trained is not lost for a metric
             logger.exception("job %s: its run cannot be closed", job.name)
             jobs.warn(self.store, job.name, f"its run was not closed: {exc}")
-        services.end(self.engine, job)
         place = launch.folder(self.home, self.files, job)
         if isinstance(job.spec, Command) and error and place.artifacts.exists():
             with suppress(OSError):  # a full disk may be why it ends
