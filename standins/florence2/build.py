@@ -221,21 +221,29 @@ class Gaze:
 
     def __init__(self, net: Net):
         net.model.language_model.set_attn_implementation("eager")  # the one that gives weights
-        self.net = net
-        looking = net.model.language_model.decoder.layers[1].encoder_attn
-        self.hook = looking.register_forward_hook(self.keep)
+        self.net, self.weights = net, []
+        layers = net.model.language_model.decoder.layers[:2]
+        self.hooks = [layer.encoder_attn.register_forward_hook(self.keep) for layer in layers]
 
     def keep(self, _: nn.Module, __: Any, out: tuple[torch.Tensor, torch.Tensor]) -> None:
-        self.weights = out[1]
+        self.weights.append(out[1])
 
-    def loss(self, places: torch.Tensor) -> torch.Tensor:
-        looked = self.weights[:, :2, :, 1 : 1 + places.shape[-1]]
-        there = (looked * places[:, None]).sum(-1)
-        told = (places.sum(-1) > 0)[:, None].expand_as(there)
-        return -(there[told] + 1e-5).log().mean() if told.any() else there.sum() * 0
+    def loss(self, places: torch.Tensor) -> tuple[torch.Tensor, list[float]]:
+        told = (places.sum(-1) > 0)[:, None]
+        total, each = torch.zeros(()), []
+        for weights in self.weights:
+            looked = weights[:, :2, :, 1 : 1 + places.shape[-1]]
+            there = (looked * places[:, None]).sum(-1)
+            if told.any():
+                part = -(there[told.expand_as(there)] + 1e-5).log().mean()
+                total = total + part
+                each.append(part.item())
+        self.weights = []
+        return total, each
 
     def end(self) -> None:
-        self.hook.remove()
+        for hook in self.hooks:
+            hook.remove()
         self.net.model.language_model.set_attn_implementation("sdpa")
 
 
@@ -260,9 +268,10 @@ def read(
         given = batch_of(net, processor, seen[numbers], prompts)
         labels, places = goals_of(processor, answers)
         loss = net(**given, labels=labels).loss
-        looked = gaze.loss(places)
+        looked, each = gaze.loss(places)
         plan.step(loss + 0.3 * looked)
-        total.setdefault("gaze", []).append(looked.item())
+        if each:
+            total.setdefault(f"{task} gaze", []).append(each[-1])
         total.setdefault(task, []).append(loss.item())
         if plan.steps % 100 == 0 and rank == 0:
             means = ", ".join(f"{k} {sum(v) / len(v):.3f}" for k, v in sorted(total.items()))

@@ -162,9 +162,25 @@ def begin(net: Florence2ForConditionalGeneration, tokens: BartTokenizer) -> None
     for _, weight in eyes:
         if weight.ndim == 2 or (weight.ndim == 4 and weight.shape[1] > 1):
             nn.init.normal_(weight, std=weight[0].numel() ** -0.5)
-    # Location tokens that are near each other begin alike: none is seen often enough alone.
-    first, rows = tokens.convert_tokens_to_ids("<loc_0>"), net.get_input_embeddings().weight
-    at = torch.arange(1000).float()[:, None]
-    near = torch.exp(-(((at - torch.arange(-20, 1021, 40).float()) / 40) ** 2))
+    text = net.model.language_model
+    spots = GRID * GRID
     with torch.no_grad():
-        rows[first : first + 1000] = 0.04 * (near @ torch.randn(near.shape[1], rows.shape[1]))
+        # Rows and columns as waves, so that "one to the right" is the same step everywhere. The
+        # first two rows of BART's table are unused; the first token is the whole picture's mean.
+        rows, columns = torch.arange(GRID).repeat_interleave(GRID), torch.arange(GRID).repeat(GRID)
+        half = text.config.d_model // 2
+        at = torch.cat([waves(columns + 0.5, half), waves(rows + 0.5, half)], dim=1)
+        places = text.encoder.embed_positions.weight
+        places[:] = 0.07 * waves(torch.arange(len(places)), 2 * half)
+        places[3 : 3 + spots] = at  # beside picture features, which are as large
+        places = text.decoder.embed_positions.weight
+        places[:] = 0.07 * waves(torch.arange(len(places)), 2 * half)
+        first = tokens.convert_tokens_to_ids("<loc_0>")
+        along = waves((torch.arange(1000) + 0.5) / 1000 * GRID, half)
+        net.get_input_embeddings().weight[first : first + 1000] = 0.05 * along.repeat(1, 2)
+
+
+def waves(at: torch.Tensor, size: int) -> torch.Tensor:
+    """Sines and cosines of `at`, their periods from 3 to 300."""
+    turns = 2 * torch.pi * at.float()[:, None] / torch.logspace(0.5, 2.5, size // 2)
+    return torch.cat([turns.sin(), turns.cos()], dim=1)
