@@ -219,6 +219,10 @@ def test_a_client_that_waits_for_leave_gets_it() -> None:
         (b"POST / HTTP/1.1\r\ncontent-length: 1\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", 400),
         (b"POST / HTTP/1.1\r\ncontent-length: -1\r\n\r\n", 400),
         (b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n", 400),
+        (b"POST / HTTP/1.1\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 501),
+        (b"GET / HTTP/1.1\r\nx: " + b"y" * MAX_HEAD + b"\r\n\r\n", 431),
+        (b"GET / HTTP/2.0\r\n\r\n", 505),
+        (b"GET /\r\n\r\n", 505),
     ],
 )  # fmt: skip
 def test_what_is_no_request_is_refused(sent: bytes, status: int) -> None:
@@ -237,6 +241,48 @@ def test_a_request_behind_chunks_in_the_same_piece_is_not_smuggled_in() -> None:
         assert (await answer(reader))[2] == b"1:x"
         assert await reader.read() == b""
         assert [one.path for one in echo.handled] == ["/a"]
+
+    play(story)
+
+
+def test_chunks_behind_an_offer_to_upgrade_are_not_taken_for_a_request() -> None:
+    async def story(reader: Reader, writer: Writer, echo: Echo) -> None:
+        inner = request("/smuggled")
+        offer = "connection: upgrade\r\nupgrade: h2c\r\ntransfer-encoding: chunked\r\n"
+        writer.write(f"POST /a HTTP/1.1\r\n{offer}\r\n".encode())
+        writer.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(inner), inner))
+        assert (await answer(reader))[0] == 400
+        assert await reader.read() == b"" and not echo.handled
+
+    play(story)
+
+
+def test_however_much_is_sent_ahead_little_of_it_is_held() -> None:
+    async def story(reader: Reader, writer: Writer, echo: Echo) -> None:
+        count = 5_000
+        writer.write(request("/") * count)
+        held = 0
+        for _ in range(count):
+            assert (await answer(reader))[2] == b"0:"
+            held = max(held, len(echo.handled[-1].line._rest))  # type: ignore[attr-defined]
+        assert 0 < held < 64_000 < len(request("/")) * count
+
+    play(story)
+
+
+def test_a_head_that_drips_does_not_hold_its_connection() -> None:
+    async def story(reader: Reader, writer: Writer, echo: Echo) -> None:
+        writer.write(request("/"))
+        await answer(reader)
+        connection: Any = echo.handled[0].line
+        writer.write(b"GET / ")
+        await until(lambda: connection._rest)
+        began = connection._since
+        writer.write(b"HTTP/1.1\r\n")
+        await until(lambda: len(connection._rest) > 6)
+        connection.look(began + PATIENCE + 0.001)
+        with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+            await answer(reader)
 
     play(story)
 

@@ -2,8 +2,9 @@
 
 httptools reads heads and chunks; a body of known length goes past it, straight
 into the memory that it ends in, because a picture is mostly body.  One request
-at a time on each connection; what a client sends ahead waits.  Heads, bodies and
-the time to send them are bounded; a body that is refused is not read.
+at a time on each connection; what a client sends ahead waits.  Heads and bodies are
+bounded, as is the time that a head may take and that a body may pause; a body that
+is refused is not read.
 
 What requests mean is `routes.py`'s affair; TLS, HTTP/2 and who may call from
 outside are the server's.
@@ -22,7 +23,7 @@ import httptools
 from finery.serving.wire import Exchange, Headers, Refusal, invalid, too_large
 
 MAX_HEAD = 64 * 2**10  # bytes
-PATIENCE = 30.0  # seconds without a byte of a request that has begun
+PATIENCE = 30.0  # seconds that a head may take, and that a body may pause
 KEEP = 75.0  # seconds that a connection may be silent between requests
 _LINGER = 2.0  # seconds that a client has to read a refusal while it still sends
 _LINGER_BYTES = 8 * 2**20
@@ -93,6 +94,8 @@ class Connection(asyncio.BufferedProtocol):
         self._since = time.monotonic()  # something was last heard
         self._view = memoryview(bytearray(_SPACE))  # heads and small bodies arrive here
         self._rest = b""  # received and not used yet
+        self._held = False  # reading is paused until what was sent ahead is used
+        self._queued = False  # a call of _go_on is under way
         self._exchange: Exchange | None = None  # being received or answered
         self._busy = False  # it is being answered
         self._parser: Any = None
@@ -162,13 +165,15 @@ class Connection(asyncio.BufferedProtocol):
     # -- a request comes in ------------------------------------------------------------
 
     def _heard(self, data: bytes) -> None:
-        self._since = time.monotonic()
+        if self._exchange is not None or not self._rest:  # a head is not renewed by its bytes
+            self._since = time.monotonic()
         if self._discarding >= 0:
             self._discarding -= len(data)
             if self._discarding < 0:
                 self._transport.abort()
-        elif self._busy:
+        elif self._busy or self._queued:
             self._rest += data  # sent ahead: at most what fits into the space, then no more
+            self._held = True
             self._transport.pause_reading()
         elif self._parts is not None:
             self._feed(data)
@@ -180,10 +185,11 @@ class Connection(asyncio.BufferedProtocol):
         if end == 0 or (end < 0 and data[:1] == b"\r"):  # empty lines before a request
             data = data.lstrip(b"\r\n")
             end = data.find(b"\r\n\r\n")
+        if (len(data) if end < 0 else end) > MAX_HEAD:
+            large = Refusal(431, "HeadTooLarge", f"more than {MAX_HEAD} bytes of headers")
+            return self._refuse(large)
         if end < 0:
             self._rest = data
-            if len(data) > MAX_HEAD:
-                self._refuse(Refusal(431, "HeadTooLarge", f"more than {MAX_HEAD} bytes of headers"))
             return
         head, self._rest = data[: end + 4], data[end + 4 :]
         self._headers, self._url, self._complete = [], b"", False
@@ -213,6 +219,7 @@ class Connection(asyncio.BufferedProtocol):
         chunked = b"transfer-encoding" in exchange.fields
         length = int(given) if given and not chunked else 0
         try:
+            self._understood(exchange.fields, parser)
             self._limit = self._application.admit(exchange, length)
             if length > self._limit:
                 raise too_large(self._limit)
@@ -234,6 +241,18 @@ class Connection(asyncio.BufferedProtocol):
         self._have = len(self._rest)
         self._body_view[: self._have] = self._rest
         self._rest = b""
+
+    def _understood(self, fields: dict[bytes, bytes], parser: Any) -> None:
+        """Raise a refusal where we and others could differ on where the request ends."""
+        if self._version not in ("1.0", "1.1"):
+            raise Refusal(505, "VersionNotSupported", f"HTTP/{self._version} is not spoken here")
+        coding = fields.get(b"transfer-encoding")
+        if coding is None:
+            return
+        if coding.lower() != b"chunked":
+            raise Refusal(501, "NotImplemented", "the only transfer-encoding taken is chunked")
+        if parser.should_upgrade():  # httptools then takes the body for another protocol's
+            raise invalid("a body in chunks does not go with an upgrade")
 
     def _feed(self, data: bytes) -> None:
         """A piece of a chunked body."""
@@ -340,7 +359,7 @@ class Connection(asyncio.BufferedProtocol):
             return self._transport.close() if self._discarding < 0 else None
         self._since = time.monotonic()
         if self._rest:
-            self._transport.resume_reading()
+            self._queued = True
             asyncio.get_running_loop().call_soon(self._go_on)
 
     def abort(self) -> None:
@@ -350,9 +369,15 @@ class Connection(asyncio.BufferedProtocol):
         self._transport.abort()
 
     def _go_on(self) -> None:
-        if self._rest and not self._busy and not self._transport.is_closing():
-            rest, self._rest = self._rest, b""
-            self._head(rest)
+        """The next of the requests that were sent ahead; more is read when they are used up."""
+        self._queued = False
+        if self._transport.is_closing():
+            return
+        rest, self._rest = self._rest, b""
+        self._head(rest)
+        if self._held and not self._busy and not self._queued:
+            self._held = False
+            self._transport.resume_reading()
 
     def _flush(self) -> None:
         if self._out:
