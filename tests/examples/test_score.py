@@ -89,6 +89,15 @@ def test_callers_at_the_same_time_get_their_own_answers(score: ModuleType) -> No
         assert list(threads.map(score.run, bodies)) == alone
 
 
+def test_large_pictures_are_kept_small_and_their_size_is_known(score: ModuleType) -> None:
+    large = Image.linear_gradient("L").resize((4000, 3000)).convert("RGB")
+    for kind in ("JPEG", "PNG"):
+        request = score.request_in(asked(image_input=encoded(large, kind)))
+        size = score.processor.image_processor.size
+        assert request.size == (4000, 3000)  # a box in the answer is told in these
+        assert request.pixels.shape == (3, size["height"], size["width"])
+
+
 def test_settings_may_be_left_out(score: ModuleType) -> None:
     request = asked()
     del request["params"]
@@ -128,6 +137,11 @@ def truncated() -> str:
         ({"image_input": "not base64!"}, "is not base64"),
         ({"image_input": "ÄÖ"}, "is not base64"),
         ({"image_input": base64.b64encode(b"no picture").decode()}, "not of a picture"),
+        ({"text_input": "what is <image>?"}, "cannot be asked"),
+        ({"text_input": "\ud800"}, "cannot be asked"),
+        ({"text_input": "<OD> and more"}, "cannot be asked"),
+        ({"text_input": "\u4e2d\u6587" * 1000}, "text_input is too long"),
+        ({"image_input": encoded(Image.new("RGB", (9, 9)), "EPS")}, "not of a picture"),
         ({"image_input": bomb()}, "pixels"),
         ({"image_input": truncated()}, "cannot be decoded"),
         ({"params": 3}, "params must be an object"),

@@ -38,6 +38,7 @@ MAX_TASK = 100
 MAX_NEW_TOKENS = 1024
 MAX_BEAMS = 10
 MAX_REQUESTS = 32  # in one list
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # others start programs to be read
 BATCH = 8  # requests that the model answers at a time
 
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -50,16 +51,11 @@ class BadRequest(ValueError):
 @dataclass(frozen=True)
 class Request:
     task: str  # as the caller wrote it: the result is filed under it
-    question: str
-    picture: Image.Image
+    size: tuple[int, int]  # of the picture as it came: boxes in an answer are told in it
+    words: list[int]  # the prompt, with the picture's places
+    pixels: torch.Tensor
     max_new_tokens: int
     num_beams: int
-
-    @property
-    def prompt(self) -> str:
-        """What the training put before each question; a caller may leave the brackets out."""
-        task = self.task if self.task.startswith("<") else f"<{self.task}>"
-        return task + self.question
 
     @property
     def how(self) -> tuple[int, int]:
@@ -75,6 +71,7 @@ def init() -> None:
     model = Florence2ForConditionalGeneration.from_pretrained(folder, dtype=dtype).to(device).eval()
     processor = AutoProcessor.from_pretrained(folder)
     Image.MAX_IMAGE_PIXELS = MAX_PICTURE
+    prepared("<DocVQA>", Image.new("RGB", (8, 8)))  # sets the tokenizer up, which threads may not
     waiting = queue.Queue()
     threading.Thread(target=work, args=(waiting,), daemon=True).start()
     logging.info("Loaded %s on %s", folder, device)
@@ -112,13 +109,15 @@ def request_in(given: Any) -> Request:
     params = given.get("params", {})
     if not isinstance(params, dict):
         raise BadRequest("params must be an object")
-    return Request(
-        task=text_in(given, "task_prompt", MAX_TASK),
-        question=text_in(given, "text_input", MAX_QUESTION),
-        picture=picture_in(text_in(given, "image_input", MAX_BYTES * 4 // 3 + 4)),
-        max_new_tokens=count_in(params, "max_new_tokens", 64, MAX_NEW_TOKENS),
-        num_beams=count_in(params, "num_beams", 3, MAX_BEAMS),
-    )
+    task = text_in(given, "task_prompt", MAX_TASK)
+    question = text_in(given, "text_input", MAX_QUESTION)
+    most = count_in(params, "max_new_tokens", 64, MAX_NEW_TOKENS)
+    beams = count_in(params, "num_beams", 3, MAX_BEAMS)
+    picture, size = picture_in(text_in(given, "image_input", MAX_BYTES * 4 // 3 + 4))
+    # What the training put before each question; a caller may leave the brackets out.
+    marked = task if task.startswith("<") else f"<{task}>"
+    words, pixels = prepared(marked + question, picture)
+    return Request(task, size, words, pixels, most, beams)
 
 
 def text_in(given: dict[str, Any], name: str, most: int) -> str:
@@ -141,27 +140,44 @@ def count_in(params: dict[str, Any], name: str, usual: int, most: int) -> int:
     return value
 
 
-def picture_in(text: str) -> Image.Image:
-    """Decode a picture, no larger than it must be: its size is looked at before its pixels are."""
+def picture_in(text: str) -> tuple[Image.Image, tuple[int, int]]:
+    """A picture at the size that the model looks at, and its own, known before it is decoded."""
     try:
-        picture = Image.open(io.BytesIO(base64.b64decode(text, validate=True)))
+        encoded = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
         raise BadRequest(f"image_input is not base64: {error}") from None
+    try:
+        picture = Image.open(io.BytesIO(encoded), formats=FORMATS)
     except Image.DecompressionBombError:
         raise BadRequest(f"image_input has more than {MAX_PICTURE} pixels") from None
     except Exception:  # Pillow's readers raise all kinds for what is no picture
         raise BadRequest("image_input is base64, but not of a picture that can be read") from None
-    if picture.width * picture.height > MAX_PICTURE:
+    size = picture.size
+    if size[0] * size[1] > MAX_PICTURE:
         raise BadRequest(
-            f"image_input has {picture.width} x {picture.height} pixels; at most {MAX_PICTURE}"
-            " are allowed"
+            f"image_input has {size[0]} x {size[1]} pixels; at most {MAX_PICTURE} are allowed"
         )
+    wanted = processor.image_processor.size
+    small = (wanted["width"], wanted["height"])
     try:
-        size = processor.image_processor.size
-        picture.draft("RGB", (size["width"], size["height"]))  # a large JPEG is decoded smaller
-        return picture.convert("RGB")
+        picture.draft("RGB", small)  # a large JPEG is decoded smaller
+        # Here and not in the processor, which would have all pictures of a list at their own size.
+        return picture.convert("RGB").resize(small, Image.Resampling.BICUBIC), size
     except Exception as error:
         raise BadRequest(f"image_input cannot be decoded: {error}") from None
+
+
+def prepared(prompt: str, picture: Image.Image) -> tuple[list[int], torch.Tensor]:
+    """What the model takes; what it cannot take is found before others are in the same batch."""
+    try:
+        made = processor(text=prompt, images=picture, return_tensors="pt")
+    except (ValueError, TypeError) as error:
+        raise BadRequest(f"text_input cannot be asked with this task: {error!s:.150}") from None
+    words = made["input_ids"][0].tolist()
+    room = model.config.text_config.max_position_embeddings
+    if len(words) > room:
+        raise BadRequest(f"text_input is too long: {len(words)} tokens in all; {room} are allowed")
+    return words, made["pixel_values"][0]
 
 
 def ask(request: Request) -> Future[str]:
@@ -192,16 +208,13 @@ def work(line: queue.Queue[tuple[Request, Future[str]]]) -> None:
 
 @torch.inference_mode()
 def generate(requests: list[Request]) -> list[str]:
-    inputs = processor(
-        text=[request.prompt for request in requests],
-        images=[request.picture for request in requests],
-        padding=True,
-        return_tensors="pt",
+    words = processor.tokenizer.pad(
+        {"input_ids": [request.words for request in requests]}, return_tensors="pt"
     ).to(device)
     made = model.generate(
-        input_ids=inputs["input_ids"],
-        attention_mask=inputs["attention_mask"],
-        pixel_values=inputs["pixel_values"].to(model.dtype),
+        input_ids=words["input_ids"],
+        attention_mask=words["attention_mask"],
+        pixel_values=torch.stack([request.pixels for request in requests]).to(device, model.dtype),
         max_new_tokens=requests[0].max_new_tokens,
         num_beams=requests[0].num_beams,
     )
@@ -210,8 +223,7 @@ def generate(requests: list[Request]) -> list[str]:
 
 def result_out(request: Request, text: str) -> dict[str, str]:
     clean = text.replace(processor.tokenizer.pad_token, "")
-    size = (request.picture.width, request.picture.height)
-    parsed = processor.post_process_generation(clean, task=request.task, image_size=size)
+    parsed = processor.post_process_generation(clean, task=request.task, image_size=request.size)
     return {"result": str(parsed), "answer": str(parsed[request.task])}
 
 
