@@ -7,7 +7,8 @@ from starlette.testclient import TestClient
 
 from finery import app
 from finery.config import Settings
-from finery.core import jobs, workspaces
+from finery.core import jobs, services, workspaces
+from finery.core.services import State
 
 
 @pytest.fixture(scope="module")
@@ -103,3 +104,16 @@ def test_logging_out_ends_it(browser):
     assert browser.get("/studio").status_code == 200
     browser.post("/logout")
     assert browser.get("/studio").status_code == 303
+
+
+def test_a_job_s_page_leads_to_its_services(platform, browser, workspace, monkeypatch):
+    put_job(platform, workspace, "served")
+    found = {
+        "lab": State(status="running", endpoint="http://127.0.0.1:1/lab?token=t"),
+        "code": State(status="running", endpoint="http://127.0.0.1:2/", password="p"),
+        "board": State(status="failed", error="not there"),
+    }
+    monkeypatch.setattr(services, "states", lambda engine, job, *, home: found)
+    page = browser.get("/studio/jobs/served").text
+    assert '"http://127.0.0.1:1/lab?token=t" rel="noreferrer">http://127.0.0.1:1/lab</a>' in page
+    assert "password <code>p</code>" in page and "board: failed" in page

@@ -97,6 +97,7 @@ def router(house: House) -> APIRouter:
             "job.html",
             job=found,
             children=children,
+            services=house.services(found),
             log=_log(house, found),
             refresh=not found.final,
         )
