@@ -98,6 +98,8 @@ def test_mlflow_loads_it_and_it_answers_as_the_weights_do(
     assert list(other["answer"]) == list(found["answer"])
     short = model.predict(frame[:1], params={"max_answer_length": 1, "num_beams": 2})
     assert len(short["answer"][0]) < 16
+    with pytest.raises(mlflow.exceptions.MlflowException, match="num_beams: must be from 1 to 16"):
+        model.predict(frame[:1], params={"num_beams": 100_000})
 
 
 @pytest.mark.filterwarnings(PEFT)
@@ -149,10 +151,12 @@ def test_serving_reads_pictures_as_training_does(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.linear_gradient("L").save(tmp_path / "turned.png", exif=exif)
-    for name in ("clear.png", "turned.png"):
-        mine = pictures.plain(pictures.opened(tmp_path / name))
-        theirs = vqa_model.picture(base64_of(tmp_path / name))
-        assert np.array_equal(np.asarray(mine), np.asarray(theirs))
+    Image.effect_noise((900, 700), 90).convert("RGB").save(tmp_path / "large.jpeg")
+    shape = pictures.Shape(height=60, width=80, resample=3)
+    for name in ("clear.png", "turned.png", "large.jpeg"):
+        mine = pictures.fitted(tmp_path / name, shape)
+        theirs = vqa_model.picture(base64_of(tmp_path / name), (80, 60), 3)
+        assert np.array_equal(mine, np.asarray(theirs))
 
 
 @pytest.mark.parametrize(
@@ -169,7 +173,7 @@ def test_a_bad_request_is_the_caller_s_fault_and_says_why(row: Any, message: str
     from mlflow.exceptions import MlflowException
 
     with pytest.raises(MlflowException, match=message) as refused:
-        vqa_model.read([row])
+        vqa_model.read([row], (80, 60), 3)
     assert refused.value.error_code == "INVALID_PARAMETER_VALUE"
 
 

@@ -20,6 +20,7 @@ from mlflow.exceptions import INVALID_PARAMETER_VALUE, MlflowException
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MOST_CHARACTERS = 10_000
 MOST_PIXELS = 89_478_485
+MOST = {"num_beams": 16, "max_answer_length": 1024}
 BATCH = 16
 
 
@@ -53,7 +54,12 @@ class VisualQuestionAnswering(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
 
         settings = {**self.settings}
         settings.update({k: v for k, v in (params or {}).items() if v not in (None, "", 0)})
-        cases = read(model_input)
+        for name, most in MOST.items():
+            if not 1 <= int(settings[name]) <= most:
+                raise _wrong(f"params.{name}: must be from 1 to {most}, not {settings[name]}")
+        reader = self.processor.image_processor
+        size = (reader.size["width"], reader.size["height"])
+        cases = read(model_input, size, reader.resample)
         answers: list[str] = []
         for start in range(0, len(cases), BATCH):
             answers += self.answer(cases[start : start + BATCH], settings)
@@ -100,7 +106,7 @@ class VisualQuestionAnswering(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         return f"{token * count}{words.bos_token}{asked}{words.eos_token}"
 
 
-def read(given: Any) -> list[tuple[Any, str]]:
+def read(given: Any, size: tuple[int, int], resample: int) -> list[tuple[Any, str]]:
     """(picture, question) of each row; MLflow's error for a bad request says what is wrong."""
     if hasattr(given, "to_dict") and hasattr(given, "columns"):
         given = given.to_dict(orient="records")
@@ -118,14 +124,18 @@ def read(given: Any) -> list[tuple[Any, str]]:
         if len(question) > MOST_CHARACTERS:
             raise _wrong(f"row {number}, question: has {len(question):,} characters")
         try:
-            cases.append((picture(row.get("image")), question.strip()))
+            cases.append((picture(row.get("image"), size, resample), question.strip()))
         except ValueError as error:
             raise _wrong(f"row {number}, image: {error}") from error
     return cases
 
 
-def picture(given: Any) -> Any:
-    """The picture of base64, a data URI or bytes; ValueError says why it is none."""
+def picture(given: Any, size: tuple[int, int], resample: int) -> Any:
+    """The picture of base64, a data URI or bytes, at the size (width, height) that it is seen in.
+
+    One at a time and as the training had it: the pictures of a request, each at its own
+    size, would need gigabytes.  ValueError says why it is none.
+    """
     from PIL import Image, ImageOps
 
     if isinstance(given, str):
@@ -145,11 +155,12 @@ def picture(given: Any) -> Any:
     if found.width * found.height > MOST_PIXELS:
         raise ValueError(f"has {found.width} x {found.height} pixels, too many; scale it")
     try:
+        found.draft("RGB", size)
         found = ImageOps.exif_transpose(found)
         if found.mode in ("RGBA", "LA", "PA") or "transparency" in found.info:
             clear = found.convert("RGBA")
             found = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear)
-        return found.convert("RGB")
+        return found.convert("RGB").resize(size, Image.Resampling(resample))
     except Exception as error:
         raise ValueError(f"cannot be decoded ({error}); is it cut short?") from error
 
