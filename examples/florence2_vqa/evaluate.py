@@ -60,7 +60,7 @@ if __name__ == "__main__":
     rows = held_back(64)
     answers = ask(client(), rows)
     pairs = list(zip(rows, answers, strict=True))
-    for row, said in pairs[:: len(pairs) // SHOWN][:SHOWN]:
+    for row, said in pairs[:: max(1, len(pairs) // SHOWN)][:SHOWN]:
         right = "right" if scores.exact_match(said, row["answers"]) else f"it is {row['answers']}"
         print(f"  {row['question']}\n    -> {said}   ({right})")
     anls = sum(scores.anls(said, row["answers"]) for row, said in pairs) / len(pairs)

@@ -189,8 +189,7 @@ def test_what_is_no_tuned_folder_is_refused(
 def test_anls_is_docvqa_s() -> None:
     assert scores.similarity("Total  Due", "total due") == 1
     assert scores.similarity("abcd", "abcx") == 0.75
-    assert scores.similarity("abcd", "abxx") == 0.5
-    assert scores.similarity("abcd", "axxx") == 0
+    assert scores.similarity("abcd", "abxx") == scores.similarity("abcd", "axxx") == 0
     assert scores.similarity("", "a") == 0
     found = scores.nearest(["12", "no"], [["11", "12"], ["yes"]])
     assert found == {"anls": 0.5, "exact_match": 0.5}

@@ -244,3 +244,24 @@ def test_a_logging_json_is_followed_and_a_broken_one_named(tmp_path: Path) -> No
     (tmp_path / "code" / "logging.json").write_text('{"version": 2}')
     with pytest.raises(BadSpec, match="logging.json"):
         script.load(spec)
+
+
+def test_what_a_script_passes_on_of_another_server_does_not_break_the_connection(
+    tmp_path: Path,
+) -> None:
+    spec = write(
+        tmp_path,
+        "from azureml_inference_server_http.api.aml_request import rawhttp\n"
+        "from azureml_inference_server_http.api.aml_response import AMLResponse\n"
+        "def init(): pass\n"
+        "@rawhttp\n"
+        "def run(request):\n"
+        "    more = {'Transfer-Encoding': 'chunked', 'Connection': 'close', 'X-Mine': 'kept'}\n"
+        "    return AMLResponse('hello', int(request.args['status']), response_headers=more)\n",
+    )
+    loaded = script.load(spec)
+    names = {name for name, _ in loaded(asked(query=b"status=200")).headers}
+    assert b"x-mine" in names
+    assert not names & {b"transfer-encoding", b"connection", b"content-length"}
+    with pytest.raises(ValueError, match="status 100"):
+        loaded(asked(query=b"status=100"))

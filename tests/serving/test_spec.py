@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -13,7 +14,7 @@ from finery.serving.spec import BadSpec, Spec
 def test_a_spec_that_is_written_is_the_spec_that_is_read(tmp_path: Path) -> None:
     wanted = Spec(kind="chat", model="m", max_concurrent_requests=3, request_timeout_ms=90000)
     path = tmp_path / "serve.json"
-    path.write_text(json.dumps(spec.spec_out(wanted)))
+    path.write_text(json.dumps(dataclasses.asdict(wanted)))
     assert spec.read(path) == wanted
 
 

@@ -44,13 +44,13 @@ def nearest(answers: Sequence[str], accepted: Sequence[Sequence[str]]) -> dict[s
 
 
 def similarity(answer: str, reference: str) -> float:
-    """1 less the edit distance by the longer of both; 0 when that is below a half."""
+    """1 less the edit distance by the longer of both; 0 when that is a half or less."""
     one, other = _plain(answer), _plain(reference)
     longest = max(len(one), len(other))
     if not longest or one == other:
         return 1.0
     near = 1 - _distance(one, other) / longest
-    return near if near >= 0.5 else 0.0
+    return near if near > 0.5 else 0.0
 
 
 def _plain(text: str) -> str:

@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 OFFICIAL = "azureml_inference_server_http.api"
 CONTRIB = "azureml.contrib.services"
 _MODULES = ("aml_request", "aml_response")
-_OURS = ("content-length", "x-request-id", "x-ms-request-id", "x-ms-client-request-id")
+_OURS = frozenset((
+    "content-length", "x-request-id", "x-ms-request-id", "x-ms-client-request-id",
+    # Of one connection: a script that passes on what another server said has those of another.
+    "connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade",
+))  # fmt: skip
 _PACKAGES = ("azureml_inference_server_http", OFFICIAL, "azureml", "azureml.contrib", CONTRIB)
 
 
@@ -68,6 +72,8 @@ def answer(response: Response, exchange: Exchange) -> Answer:
         if name.lower() not in _OURS
     ]
     code = int(status.split(" ", 1)[0])
+    if code < 200:
+        raise ValueError(f"run() gave the status {code}, after which clients wait for another")
     if response.is_streamed:
         return Answer(code, listed, b"", iter(_pieces(parts)))
     return Answer(code, listed, b"".join(parts))

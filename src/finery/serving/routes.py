@@ -157,7 +157,7 @@ class Host:
             return self._ended(exchange)
         if not self._script:
             _only(exchange, "POST")
-            _unpacked(exchange)
+            wire.unpacked(exchange)
         assert self.workers is not None
         return self.workers.submit(exchange)
 
@@ -240,11 +240,6 @@ _ALLOWED = {
 def _only(exchange: Exchange, method: str) -> None:
     if exchange.method != method:
         raise Refusal(405, "MethodNotAllowed", f"only {method} is possible here")
-
-
-def _unpacked(exchange: Exchange) -> None:
-    if exchange.header(b"content-encoding") not in (b"", b"identity"):
-        raise Refusal(415, "UnsupportedMediaType", "content-encoding is not supported")
 
 
 def _first(query: bytes, name: str) -> str:

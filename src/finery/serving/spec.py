@@ -7,7 +7,6 @@ which kind a model folder is, for whoever writes the spec.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import typing
 from dataclasses import dataclass
@@ -33,7 +32,6 @@ class Spec:
     model_version: str = ""
     code: str = ""  # folder of the user's code
     script: str = ""  # entry file, within `code`
-    instance: str = ""  # told in the log, when there are several of one deployment
     host: str = "127.0.0.1"
     port: int = 0
     max_concurrent_requests: int | None = None  # None: 1, or for chat as many as a batch holds
@@ -76,13 +74,6 @@ def spec_in(document: dict[str, Any]) -> Spec:
     spec = Spec(**document)
     _consider(spec)
     return spec
-
-
-def spec_out(spec: Spec) -> dict[str, Any]:
-    """The object that `spec_in` reads, without what is at its default."""
-    default = Spec(kind=spec.kind)
-    out = {k: v for k, v in dataclasses.asdict(spec).items() if v != getattr(default, k)}
-    return {"kind": spec.kind, **out}
 
 
 def detect(folder: str | Path) -> Kind:

@@ -104,7 +104,7 @@ class Talk:
         task.add_done_callback(self._tasks.discard)
 
     async def _score(self, exchange: Exchange) -> None:
-        _unpacked(exchange)
+        wire.unpacked(exchange)
         body = wire.json_in(exchange.body)
         settings, most = self._chat.settings, self._spec.max_new_tokens
         wanted = scoring.scoring_in(body, settings, up_to=most)
@@ -117,7 +117,7 @@ class Talk:
             exchange.answer(200, wire.json_out(document))
 
     async def _complete(self, exchange: Exchange) -> None:
-        _unpacked(exchange)
+        wire.unpacked(exchange)
         wanted = openai_chat.completion_in(wire.json_in(exchange.body), self._chat.settings)
         dialect = openai_chat.Dialect(self._name, stand_in_for=self._stands_for)
         async with self._place():
@@ -169,8 +169,3 @@ async def _streamed(exchange: Exchange, parts: AsyncIterator[bytes]) -> None:
             room.clear()
             await room.wait()
     exchange.end()
-
-
-def _unpacked(exchange: Exchange) -> None:
-    if exchange.header(b"content-encoding") not in (b"", b"identity"):
-        raise Refusal(415, "UnsupportedMediaType", "content-encoding is not supported")

@@ -144,6 +144,12 @@ def late(seconds: float) -> Refusal:
     return Refusal(408, "RequestTimeout", f"not answered within {seconds * 1000:.0f} ms")
 
 
+def unpacked(exchange: Exchange) -> None:
+    """Raise a Refusal, 415, for a body that is packed: who reads it would read nonsense."""
+    if exchange.header(b"content-encoding") not in (b"", b"identity"):
+        raise Refusal(415, "UnsupportedMediaType", "content-encoding is not supported")
+
+
 def json_in(body: bytes | bytearray) -> Any:
     """The JSON document in a body, or a Refusal that says where it breaks."""
     try:
