@@ -1,12 +1,14 @@
 """From a job to the process that does it."""
 
+import socket
+import threading
 from pathlib import Path
 
 import pytest
 
-from finery.core import launch
+from finery.core import jobs, launch
 from finery.core.compute import Runtime
-from finery.core.errors import Invalid, NotFound
+from finery.core.errors import Conflict, Invalid, NotFound, Unavailable
 from finery.core.jobs import Command, Input, Job
 
 
@@ -181,3 +183,74 @@ def test_ranks_are_spread_over_nodes_as_far_as_there_are_ranks():
 )
 def test_a_command_that_installs_is_known(line: str, does: bool) -> None:
     assert launch.installs(line) == does
+
+
+@pytest.fixture
+def dripping():
+    """The address of something that promises much, says a byte at a time, and may break off."""
+    over, off = threading.Event(), threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def drip():
+            taken, _ = listening.accept()
+            with taken:
+                taken.recv(4096)
+                taken.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n")
+                while not off.wait(0.02):
+                    taken.sendall(b"x")
+
+        def run():
+            try:
+                drip()
+            except OSError:
+                pass  # the other side left
+            over.set()
+
+        threading.Thread(target=run, daemon=True).start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}/data", off, over
+        off.set()
+
+
+def fetching(address):
+    return Command(command="true", inputs={"d": Input(value=address, type="uri_file")})
+
+
+def test_a_slow_input_is_let_go_when_its_job_is_cancelled(
+    store, files, tmp_path, dripping, until, monkeypatch
+):
+    address, _, over = dripping
+    monkeypatch.setattr(launch, "_LOOK", 0.05)
+    jobs.create(store, Job(name="j", workspace="w", spec=fetching(address)))
+    job = jobs.move(store, jobs.get(store, "j"), "preparing")
+    place, raised = launch.prepare(store, files, tmp_path, job), []
+
+    def fetch():
+        try:
+            launch.inputs(store, files, place, job)
+        except Conflict as exc:
+            raised.append(exc)
+
+    thread = threading.Thread(target=fetch, daemon=True)
+    thread.start()
+    until(lambda: [*place.inputs.rglob(".data.part")])
+    jobs.cancel(store, "j")
+    thread.join(20)
+    assert raised and over.wait(20)
+    assert not [file for file in place.inputs.rglob("*") if file.is_file()]
+
+
+def test_a_slow_input_is_given_up_after_a_while(store, files, tmp_path, dripping, monkeypatch):
+    monkeypatch.setattr(launch, "_PATIENCE", 0)
+    job = Job(name="j", workspace="w", spec=fetching(dripping[0]))
+    place = launch.prepare(store, files, tmp_path, job)
+    with pytest.raises(Unavailable, match="longer than"):
+        launch.inputs(store, files, place, job)
+
+
+def test_an_input_that_breaks_off_is_no_input(store, files, tmp_path, dripping):
+    address, off, _ = dripping
+    off.set()
+    job = Job(name="j", workspace="w", spec=fetching(address))
+    place = launch.prepare(store, files, tmp_path, job)
+    with pytest.raises(Unavailable, match="broke off 100000 bytes"):
+        launch.inputs(store, files, place, job)

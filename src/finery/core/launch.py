@@ -15,14 +15,14 @@ import shutil
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from finery.core import assets, references
+from finery.core import assets, jobs, references
 from finery.core.assets import Asset
 from finery.core.compute import Process, Runtime
-from finery.core.errors import Invalid, NotFound, Unavailable
+from finery.core.errors import Conflict, Invalid, NotFound, Unavailable
 from finery.core.files import Files
 from finery.core.jobs import Command, Input, Job
 from finery.core.store import Store
@@ -35,6 +35,7 @@ _CLONE = 0x40049409  # FICLONE (linux/fs.h): two files of the same bytes, kept o
 _PIECE = 1 << 20  # bytes at a time
 _LARGEST = 64 << 30  # bytes of a file that is fetched; more is uploaded as data first
 _PATIENCE = 3600  # seconds for all of it
+_LOOK = 0.5  # seconds between looks at whether it is still wanted
 _SIZE = re.compile(r"(\d{1,9}(?:\.\d+)?)\s*([bkmgt]?)i?b?")
 _INSTALLS = re.compile(r"\bpip[\d.]*\s+(?:-\S+\s+)*(?:un)?install\b")
 _RECIPES = "finery.recipes."
@@ -249,7 +250,7 @@ def _input(store: Store, files: Files, place: Folder, job: Job, name: str, value
         return value.value
     scope, location = references.location(store, value.value)
     if location.startswith(("https://", "http://")):
-        return str(_fetched(place, name, location))
+        return str(_fetched(place, name, location, going=lambda: _goes_on(store, job)))
     found = files.locate(scope or job.workspace, location)
     return str(_copied(place, name, found) if value.mode == "download" else found)
 
@@ -279,32 +280,45 @@ def _copy(source: str, target: str) -> None:
     shutil.copystat(source, target)
 
 
-def _fetched(place: Folder, name: str, address: str) -> Path:
-    """Download an address beside the job, once."""
+def _goes_on(store: Store, job: Job) -> bool:
+    found = jobs.find(store, job.name)
+    return found is None or found.status == job.status
+
+
+def _fetched(place: Folder, name: str, address: str, *, going: Callable[[], bool]) -> Path:
+    """Download an address beside the job, once.  Raises `Conflict` where it is not to go on."""
     last = posixpath.basename(urllib.parse.urlsplit(address).path).strip(".") or "file"
     target = place.inputs / name / last
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f".{target.name}.part")
         try:
-            _fetch(address, part)
+            _fetch(address, part, going=going)
+            part.rename(target)
         except (OSError, http.client.HTTPException) as exc:
-            part.unlink(missing_ok=True)
             raise Unavailable(f"input {name!r}: {address} cannot be fetched: {exc}") from exc
-        part.rename(target)
+        finally:
+            part.unlink(missing_ok=True)
     return target
 
 
-def _fetch(address: str, target: Path) -> None:
+def _fetch(address: str, target: Path, *, going: Callable[[], bool]) -> None:
     """Write what an address holds.  Raises `OSError`, also for what is too large or too slow."""
-    over = time.monotonic() + _PATIENCE
+    begun = looked = time.monotonic()
     with urllib.request.urlopen(address, timeout=60) as answer, target.open("wb") as file:
-        while piece := answer.read(_PIECE):
+        while piece := answer.read1(_PIECE):  # what is there: a whole piece may never come
             file.write(piece)
+            now = time.monotonic()
             if file.tell() > _LARGEST:
                 raise OSError(f"it is larger than {_LARGEST >> 30} GiB")
-            if time.monotonic() > over:
+            if now - begun > _PATIENCE:
                 raise OSError(f"it took longer than {_PATIENCE // 60} minutes")
+            if now - looked > _LOOK:
+                looked = now
+                if not going():
+                    raise Conflict("it is not to go on")
+        if answer.length:  # which `read1` leaves unsaid
+            raise OSError(f"it broke off {answer.length} bytes before its end")
 
 
 def _link(link: Path, target: Path) -> None:
