@@ -30,6 +30,7 @@ from finery.core.endpoints import Deployment, Endpoint, Serving
 from finery.core.files import Files
 from finery.core.scaling import Scaling
 from finery.core.workspaces import Caller, Keys, Workspace
+from finery.doors import answering
 from finery.doors.http import House
 from finery.doors.scoring import Scoring
 from finery.doors.traffic import Shares
@@ -456,6 +457,29 @@ def test_the_first_call_of_a_deployment_without_instances_waits_for_one(
     assert running.door.load(blue.id).now == 0
 
 
+def test_a_look_that_fails_does_not_keep_who_waits_from_the_instance_that_comes(
+    running: Running, until: Callable[..., Any], monkeypatch: Any
+):
+    running.limit(max_queue_wait_ms=0, scaling=Scaling(least=0, most=1))
+    blue = endpoints.get_deployment(running.house.store, "ep", "blue")
+    endpoints.scale(running.house.store, blue, 0, reason="a test")
+    place(running)
+    looks, find = [], running.door._directory.find
+
+    async def failing(name: str) -> Any:
+        looks.append(name)
+        if 1 < len(looks) < 5:
+            raise OSError("the database is locked")
+        return await find(name)
+
+    monkeypatch.setattr(running.door._directory, "find", failing)
+    with ThreadPoolExecutor() as pool:
+        call = pool.submit(running.to, "blue")
+        until(lambda: len(looks) >= 5)
+        place(running, b_1=running.blue.address)
+        assert call.result().status_code == 200
+
+
 def test_who_waits_for_an_instance_that_does_not_come_is_told_so(running: Running):
     running.limit(request_timeout_ms=50, max_queue_wait_ms=0)
     place(running)
@@ -529,6 +553,23 @@ def test_an_answer_is_passed_on_as_it_comes(running: Running):
         assert next(parts) == b"data: 1\n\n"
         running.blue.go.set()
         assert b"".join(parts) == b"data: 2\n\n"
+
+
+def test_a_large_body_is_not_read_before_there_is_a_place_for_it(running: Running, monkeypatch):
+    monkeypatch.setattr("finery.doors.scoring._AT_ONCE", 1000)
+    asked: list[int] = []
+
+    async def receive() -> Any:
+        asked.append(1)
+        return {"type": "http.request", "body": b"x" * 2000, "more_body": False}
+
+    async def send(_: Any) -> None: ...
+
+    headers = [(b"content-length", b"2000")]
+    scope = {"path": "/endpoints/ep/score", "query_string": b"", "headers": headers}
+    body = asyncio.run(running.door._body(answering.read(scope, receive, send)))
+    assert not isinstance(body, bytes)
+    assert not asked
 
 
 def test_a_large_body_is_passed_on_as_it_comes(running: Running):
@@ -656,6 +697,18 @@ def test_counts_of_one_endpoint_are_for_its_callers_and_of_all_for_the_administr
     shown = {"authorization": f"Bearer {running.house.keys.admin}"}
     told = httpx.get(url, headers=shown)
     assert 'finery_endpoint_instances_ready{endpoint="ep",deployment="blue"} 1' in told.text
+
+
+@pytest.mark.parametrize(("workspace", "told"), [("ws", True), ("another", False)])
+def test_an_administrator_of_one_workspace_is_told_of_its_endpoints_only(
+    running: Running, workspace: str, told: bool
+):
+    caller = Caller(name="somebody", workspace=workspace)
+    keys, now = running.house.keys, ids.now()
+    token = keys.mint(caller, audience="https://ml.azure.com", seconds=60, now=now)
+    answer = httpx.get(f"{running.address}/metrics", headers={"authorization": f"Bearer {token}"})
+    assert answer.status_code == 200
+    assert ('endpoint="ep"' in answer.text) is told
 
 
 def test_other_methods_than_get_and_post_are_refused_to_those_who_may_call(running: Running):

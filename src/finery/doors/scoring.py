@@ -161,6 +161,8 @@ class Scoring:
         if length.isdigit() and int(length) > self.max_body:
             raise self._too_large()
         parts = self._parts(call)
+        if length.isdigit() and int(length) > _AT_ONCE:
+            return parts  # nothing of it is read while it waits for a place
         held: list[bytes] = []
         size = 0
         try:
@@ -288,7 +290,11 @@ class Scoring:
                 found = line.queue.deployment
                 if found is None or not line.queue.waiting:
                     continue
-                view = await self._directory.find(found.endpoint)
+                try:
+                    view = await self._directory.find(found.endpoint)
+                except Exception as exc:  # whoever waits goes on waiting: it is asked again
+                    _log.warning("endpoint %s cannot be looked up: %s", found.endpoint, exc)
+                    continue
                 now = view.deployments.get(found.name) if view else None
                 if now is not None and now.id == found.id:
                     line.queue.renew(now)

@@ -1,8 +1,9 @@
 """The counts of deployments in Prometheus' text: `/endpoints/{endpoint}/metrics` and `/metrics`.
 
 Of one endpoint to whoever may call it, of all endpoints to whoever administers
-the server.  What the way in has counted (`metering.py`) comes first, then what
-each instance tells of itself, its samples labelled with the instance.
+the server, or those of one workspace to whoever administers that.  What the way
+in has counted (`metering.py`) comes first, then what each instance tells of
+itself, its samples labelled with the instance.
 """
 
 from __future__ import annotations
@@ -47,9 +48,10 @@ class Telling:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         call = answering.read(scope, receive, send)
         try:
-            http.caller(self._house, answering.credential(call.headers))
+            caller = http.caller(self._house, answering.credential(call.headers))
             kept = await run_in_threadpool(endpoints.kept, self._house.store)
-            names = dict.fromkeys(deployment.endpoint for deployment in kept)
+            mine = [one for one in kept if caller.workspace in (None, one.workspace)]
+            names = dict.fromkeys(deployment.endpoint for deployment in mine)
             views = [view for name in names if (view := await self._directory.find(name))]
             await self.tell(call, views)
         except Failure as exc:
