@@ -25,7 +25,8 @@ SDK = ROOT / ".venv-sdk" / "bin" / "python"
 PAGES = [
     *("README.md", "CONTRIBUTING.md", "ARCHITECTURE.md", "SECURITY.md", "CHANGELOG.md"),
     *("docs/glossary.md", "docs/coverage.md", "docs/coverage_others.md"),
-    "examples/phi3_chat/README.md",
+    *("docs/environments.md", "docs/deployments.md"),
+    *("examples/phi3_chat/README.md", "examples/florence2_vqa/README.md"),
     *(str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("docs/decisions/*.md"))),
 ]
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)

@@ -166,6 +166,7 @@ def test_serving_reads_pictures_as_training_does(tmp_path: Path) -> None:
         ({"image": "?!", "question": "what?"}, "row 0, image: is not base64"),
         ({"image": "aGVsbG8=", "question": "what?"}, "row 0, image: is no picture"),
         ({"image": "aGVsbG8="}, "row 0, question: is missing"),
+        ({"image": "aGVsbG8=", "question": "\ud800"}, "row 0, question: has half a character"),
         ({"image": "aGVsbG8=", "question": "x" * 100_000}, "has 100,000 characters"),
     ],
 )

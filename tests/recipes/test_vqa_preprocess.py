@@ -213,6 +213,8 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "an empty answer": (good(answers=["a", " "]), "answers: has an empty answer"),
     "no text": (good(answers=[1]), "answers: is neither text nor a list"),
     "empty question": (good(question=" "), "question: is not a question"),
+    "half a character": (good(question="\ud800"), "question: has half a character"),
+    "half an answer": (good(answers=["\udfff"]), "answers: has half a character"),
     "100,000 characters": (good(question="x" * 100_000), "question: has 100,000 characters"),
 }
 

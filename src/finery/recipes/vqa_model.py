@@ -123,6 +123,8 @@ def read(given: Any, size: tuple[int, int], resample: int) -> list[tuple[Any, st
             raise _wrong(f"row {number}, question: is missing or empty")
         if len(question) > MOST_CHARACTERS:
             raise _wrong(f"row {number}, question: has {len(question):,} characters")
+        if any("\ud800" <= one <= "\udfff" for one in question):
+            raise _wrong(f"row {number}, question: has half a character (a lone surrogate)")
         try:
             cases.append((picture(row.get("image"), size, resample), question.strip()))
         except ValueError as error:

@@ -134,6 +134,8 @@ def _row(part: Part, line: int, row: dict[str, Any], columns: Columns) -> Row:
     question = row[columns.question]
     if not isinstance(question, str) or not question.strip():
         raise bad(columns.question, "is not a question but empty or no text")
+    if _broken(question):
+        raise bad(columns.question, "has half a character (a lone surrogate): write it anew")
     if len(question) > MOST_CHARACTERS:
         raise bad(
             columns.question,
@@ -164,10 +166,17 @@ def _answers(given: Any) -> tuple[str, ...]:
         raise ValueError("is an empty list: there is nothing to learn; leave the row out")
     if not all(one.strip() for one in given):
         raise ValueError("has an empty answer: there is nothing to learn; leave it out")
+    if any(_broken(one) for one in given):
+        raise ValueError("has half a character (a lone surrogate): write it anew")
     longest = max(len(one) for one in given)
     if longest > MOST_CHARACTERS:
         raise ValueError(f"has {longest:,} characters; at most {MOST_CHARACTERS:,} are taken")
     return tuple(one.strip() for one in given)
+
+
+def _broken(text: str) -> bool:
+    """Whether it has what JSON can write and no tokenizer or file can take."""
+    return any("\ud800" <= one <= "\udfff" for one in text)
 
 
 def _picture(given: Any, root: Path) -> pictures.Source:
