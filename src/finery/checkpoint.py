@@ -94,7 +94,7 @@ def check(folder: str | Path) -> None:
     if hub_id(folder):
         return
     here = find(folder)
-    if not weights(here):
+    if not weights(here) and not _read_as_tensors(here):
         raise _without_weights(here)
     if (here / "config.json").is_file():
         _consider(here)
@@ -247,6 +247,12 @@ def _without_weights(here: Path) -> NoModel:
         f"{here}: there are no weights (*.safetensors) here,"
         " and no MLmodel names a model of the hub to fetch them from"
     )
+
+
+def _read_as_tensors(here: Path) -> bool:
+    """Whether the weights are the one pickle that importing takes, for nothing in it is run."""
+    kind = _json(here / "config.json").get("model_type")
+    return kind == "florence2" and (here / "pytorch_model.bin").is_file()
 
 
 def _consider(here: Path) -> None:

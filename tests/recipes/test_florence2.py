@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from finery import checkpoint
 from finery.recipes import florence2
 
 from . import small_florence
@@ -104,6 +105,7 @@ def test_a_pickle_is_read_as_tensors_only(native: Path, tmp_path: Path) -> None:
 
     model, _ = florence2.load(native)
     folder = small_florence.original(model, tmp_path, pickle=True)
+    checkpoint.check(folder)  # `finery model import` asks this
     read, _ = florence2.load(folder)
     first = "model.vision_tower.convs.0.conv.weight"
     assert torch.equal(read.state_dict()[first], model.state_dict()[first])
