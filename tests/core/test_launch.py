@@ -121,6 +121,30 @@ def test_a_download_is_the_jobs_own_and_goes_with_it(store, files, tmp_path, dat
     assert not Path(found["copy"]).exists() and place.work.exists()
 
 
+def test_a_copy_has_no_link_that_leads_out_of_its_datastore(store, files, tmp_path, data):
+    secret = tmp_path / "a.key"
+    secret.write_text("secret")
+    folder = files.path("w", "blob", "data")
+    (folder / "inside").symlink_to("a.txt")
+    (folder / "outside").symlink_to(secret)
+    (folder / "up").symlink_to(tmp_path)
+    (folder / "nowhere").symlink_to("nothing")
+    (folder / "circle").symlink_to(".")
+    copy = Input(value=data, type="uri_folder", mode="download")
+    _, found = given(store, files, tmp_path, copy=copy)
+    names = {file.name: file.read_text() for file in Path(found["copy"]).iterdir()}
+    assert names == {"a.txt": "a", "inside": "a"}
+
+
+def test_outputs_that_the_code_brings_are_kept_as_the_links_that_they_are(store, files, tmp_path):
+    (tmp_path / "a.key").write_text("secret")
+    code = files.path("w", "blob", "code")
+    (code / "outputs").mkdir(parents=True)
+    (code / "outputs" / "link").symlink_to(tmp_path / "a.key")
+    job = Job(name="j", workspace="w", spec=Command(command="true", code="file:blob/code"))
+    assert (launch.prepare(store, files, tmp_path, job).artifacts / "outputs/link").is_symlink()
+
+
 def test_a_copy_that_was_interrupted_is_made_anew(store, files, tmp_path, data):
     copy = Input(value=data, type="uri_folder", mode="download")
     place = launch.folder(tmp_path, files, Job(name="j", workspace="w", spec=Command(command="x")))

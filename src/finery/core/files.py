@@ -117,6 +117,30 @@ class Files:
             raise NotFound(f"nothing is at {said}", target=location)
         return found
 
+    def strays(self, folder: Path) -> Callable[[str, list[str]], set[str]]:
+        """Return what has `shutil.copytree` leave out links that lead nowhere, up, or outside.
+
+        A process writes them, in a container perhaps; a copy would be of what only we may read.
+        (copytree's own way with the former looks for them from the working directory.)
+        """
+        root = self.root.resolve()
+        base = Path("/")  # of what came with the package: it is ours
+        if folder.is_relative_to(root):
+            base = root.joinpath(*folder.relative_to(root).parts[:2])
+
+        def strays(place: str, names: list[str]) -> set[str]:
+            here = Path(place).resolve()
+            links = [path for name in names if (path := Path(place, name)).is_symlink()]
+            leads = {path.name: path.resolve() for path in links if path.exists()}
+            kept = {
+                name
+                for name, to in leads.items()
+                if to.is_relative_to(base) and not here.is_relative_to(to)
+            }
+            return {path.name for path in links} - kept
+
+        return strays
+
     def base(self, scope: str, datastore: str) -> Path:
         """Return the folder of a datastore, which may not be there yet."""
         ids.name(scope, target="workspace")

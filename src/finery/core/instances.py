@@ -113,7 +113,8 @@ def document(
         document |= {"model_name": asset.name, "model_version": asset.version}
     if spec.script:
         code = references.path(store, files, deployment.workspace, spec.code)
-        shutil.copytree(code, place / "code", dirs_exist_ok=True)
+        strays = files.strays(code)
+        shutil.copytree(code, place / "code", ignore=strays, dirs_exist_ok=True)
         return {
             **document,
             "kind": "script",

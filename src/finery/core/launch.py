@@ -252,10 +252,10 @@ def _input(store: Store, files: Files, place: Folder, job: Job, name: str, value
     if location.startswith(("https://", "http://")):
         return str(_fetched(place, name, location, going=lambda: _goes_on(store, job)))
     found = files.locate(scope or job.workspace, location)
-    return str(_copied(place, name, found) if value.mode == "download" else found)
+    return str(_copied(files, place, name, found) if value.mode == "download" else found)
 
 
-def _copied(place: Folder, name: str, source: Path) -> Path:
+def _copied(files: Files, place: Folder, name: str, source: Path) -> Path:
     """Copy an input beside the job, whole or not at all: the job may do with it what it likes."""
     target = place.inputs / name / source.name
     if not target.exists():
@@ -263,7 +263,7 @@ def _copied(place: Folder, name: str, source: Path) -> Path:
         shutil.rmtree(part, ignore_errors=True)
         part.parent.mkdir(parents=True, exist_ok=True)
         if source.is_dir():
-            shutil.copytree(source, part, copy_function=_copy, ignore_dangling_symlinks=True)
+            shutil.copytree(source, part, copy_function=_copy, ignore=files.strays(source))
         else:
             _copy(str(source), str(part))
         part.rename(target)
@@ -326,6 +326,6 @@ def _link(link: Path, target: Path) -> None:
     if link.is_symlink():
         return
     if link.is_dir():
-        shutil.copytree(link, target, dirs_exist_ok=True)
+        shutil.copytree(link, target, dirs_exist_ok=True, symlinks=True)
         shutil.rmtree(link)
     link.symlink_to(target)
