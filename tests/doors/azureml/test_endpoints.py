@@ -241,6 +241,8 @@ def test_the_operation_of_a_deployment_that_fails_says_why(
         ({"requestSettings": {"requestTimeout": "soon"}}, "requestTimeout"),
         ({"requestSettings": {"maxConcurrentRequestsPerInstance": 0}}, "maxConcurrentRequestsPerInstance"),
         ({"livenessProbe": {"period": "often"}}, "livenessProbe.period"),
+        ({"livenessProbe": {"timeout": "PT0S"}}, "livenessProbe.timeout"),
+        ({"readinessProbe": {"period": "PT0S"}}, "readinessProbe.period"),
     ],
 )  # fmt: skip
 def test_a_deployment_that_cannot_work_is_refused_by_its_field(

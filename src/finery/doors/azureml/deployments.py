@@ -26,6 +26,7 @@ Body = Annotated[dict[str, Any], fastapi.Body()]
 
 PATH = f"{wire.WORKSPACE}/onlineEndpoints/{{endpoint}}/deployments"
 MOST_INSTANCES = 64
+_SHORTEST = 0.1  # seconds between probes, and for an answer to one: with none, all would fail
 _TOP = ("id", "name", "type", "systemData", "location", "tags", "properties", "identity", "kind")
 _FIELDS = (
     "model",
@@ -386,11 +387,13 @@ def _probe_in(doc: Mapping[str, Any] | None, field: str) -> Probe:
     wire.refuse_unknown(doc, known, field)
     usual = Probe()
 
-    def seconds(name: str, default: float) -> float:
+    def seconds(name: str, default: float, *, least: float = _SHORTEST) -> float:
         given = doc.get(name)
-        if given is None:
-            return default
-        return durations.seconds_in(given, field=f"{field}.{name}")
+        found = default if given is None else durations.seconds_in(given, field=f"{field}.{name}")
+        if found < least:
+            said = f"{field}.{name} is {found:g} s; it must be {least:g} s or more"
+            raise Invalid(said, target=f"{field}.{name}")
+        return found
 
     return Probe(
         failure_threshold=_whole(
@@ -407,7 +410,7 @@ def _probe_in(doc: Mapping[str, Any] | None, field: str) -> Probe:
         ),
         timeout=seconds("timeout", usual.timeout),
         period=seconds("period", usual.period),
-        initial_delay=seconds("initialDelay", usual.initial_delay),
+        initial_delay=seconds("initialDelay", usual.initial_delay, least=0),
     )
 
 
