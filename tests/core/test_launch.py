@@ -114,11 +114,13 @@ def test_a_download_is_the_jobs_own_and_goes_with_it(store, files, tmp_path, dat
     for _ in range(2):  # a step may be repeated
         place, found = given(store, files, tmp_path, copy=copy, one=one)
     Path(found["copy"], "a.txt").write_text("changed")
+    launch.layer(place).mkdir()  # what its command has installed
     assert Path(found["one"]).read_text() == "a"
     assert files.path("w", "blob", "data/a.txt").read_text() == "a"
     launch.clear(place)
     launch.clear(place)
     assert not Path(found["copy"]).exists() and place.work.exists()
+    assert not launch.layer(place).exists()
 
 
 def test_a_copy_has_no_link_that_leads_out_of_its_datastore(store, files, tmp_path, data):

@@ -162,8 +162,9 @@ def variables(
 
 
 def clear(place: Folder) -> None:
-    """Take away what was copied for the job."""
-    shutil.rmtree(place.inputs, ignore_errors=True)
+    """Take away what was copied for the job, and what its command has installed."""
+    for left in (place.inputs, layer(place)):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _word(match: re.Match[str], path: str) -> str:
