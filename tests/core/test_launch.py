@@ -1,13 +1,15 @@
 """From a job to the process that does it."""
 
+import os
 import socket
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from finery.core import jobs, launch
-from finery.core.compute import Runtime
+from finery.core.compute import Capacity, Runtime
 from finery.core.errors import Conflict, Invalid, NotFound, Unavailable
 from finery.core.jobs import Command, Input, Job
 
@@ -280,3 +282,69 @@ def test_an_input_that_breaks_off_is_no_input(store, files, tmp_path, dripping):
     place = launch.prepare(store, files, tmp_path, job)
     with pytest.raises(Unavailable, match="broke off 100000 bytes"):
         launch.inputs(store, files, place, job)
+
+
+def test_a_slow_input_does_not_keep_a_server_that_ends(house, dripping, until):
+    house.submit(spec=fetching(dripping[0]))
+    house.supervisor.tick()
+    until(lambda: [*house.home.rglob(".data.part")])
+    house.supervisor.end()
+    assert house.status() == "preparing"
+    assert not [*house.home.rglob(".data.part")]
+
+
+def test_a_source_that_says_nothing_keeps_no_server_that_ends(house, until):
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        house.submit(spec=fetching(f"http://127.0.0.1:{listening.getsockname()[1]}/data"))
+        house.supervisor.tick()
+        taken, _ = listening.accept()
+        with taken:
+            begun = time.monotonic()
+            house.supervisor.end()
+            assert time.monotonic() - begun < 20, "its own patience is 60 seconds"
+    assert house.status() == "preparing"
+
+
+@pytest.mark.parametrize("asked", ["code", "download"])
+def test_a_copy_is_left_between_files_when_the_server_ends(store, files, tmp_path, data, asked):
+    for name in "bcd":
+        files.path("w", "blob", f"data/{name}.txt").write_text(name)
+    spec = Command(command="x", code=data)
+    if asked == "download":
+        spec = Command(command="x", inputs={"d": Input(value=data, mode="download", type="u")})
+    job, asked_for = Job(name="j", workspace="w", spec=spec), []
+
+    def over():
+        asked_for.append(1)
+        return len(asked_for) > 3
+
+    with pytest.raises(Conflict, match="the server ends"):
+        place = launch.prepare(store, files, tmp_path, job, over=over)
+        launch.inputs(store, files, place, job, over=over)
+    copies = [*(tmp_path / "jobs").rglob("?.txt")]
+    assert 0 < len(copies) < 4
+
+
+def test_a_pipe_among_the_inputs_is_said_and_holds_up_nobody(store, files, tmp_path, data):
+    os.mkfifo(files.path("w", "blob", "data") / "pipe")
+    with pytest.raises(OSError, match="is no file"):
+        given(store, files, tmp_path, d=Input(value=data, type="uri_folder", mode="download"))
+
+
+def fetches():
+    return sum(thread.name == "fetch" for thread in threading.enumerate())
+
+
+def test_slow_inputs_hold_up_no_job_that_runs(house, engine, until):
+    """The sources take the connection and say nothing."""
+    engine.machine = Capacity(cpus=16, memory=1, gpus=0)
+    house.submit("runs")
+    house.tick()
+    with socket.create_server(("127.0.0.1", 0), backlog=16) as listening:
+        address = f"http://127.0.0.1:{listening.getsockname()[1]}/data"
+        for number in range(9):
+            house.submit(f"slow{number}", spec=fetching(address))
+        until(lambda: house.supervisor.tick() and fetches() >= 9)
+        engine.exits("job-runs")
+        until(lambda: house.supervisor.tick() and house.status("runs") == "completed")
+        house.supervisor.end()

@@ -12,11 +12,14 @@ import posixpath
 import re
 import shlex
 import shutil
+import threading
 import time
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from finery.core import assets, jobs, references
@@ -80,8 +83,13 @@ def process_id(job: Job) -> str:
     return f"job-{job.name}"
 
 
-def prepare(store: Store, files: Files, home: Path, job: Job) -> Folder:
-    """Make the job's folder with its code; what it writes to ./outputs and ./logs is kept."""
+def prepare(
+    store: Store, files: Files, home: Path, job: Job, *, over: Callable[[], bool] = bool
+) -> Folder:
+    """Make the job's folder with its code; what it writes to ./outputs and ./logs is kept.
+
+    `over` says whether the server ends.  Raises `Conflict` where it is not to go on.
+    """
     assert isinstance(job.spec, Command)
     place = folder(home, files, job)
     for name in ("outputs", "logs", "user_logs", "system_logs"):
@@ -89,7 +97,8 @@ def prepare(store: Store, files: Files, home: Path, job: Job) -> Folder:
     place.work.mkdir(parents=True, exist_ok=True)
     if job.spec.code:
         code = references.path(store, files, job.workspace, job.spec.code)
-        shutil.copytree(code, place.work, dirs_exist_ok=True, symlinks=True)
+        copy = partial(_copy, go_on=_going(store, job, over))
+        shutil.copytree(code, place.work, dirs_exist_ok=True, symlinks=True, copy_function=copy)
     for name in ("outputs", "logs"):
         _link(place.work / name, place.artifacts / name)
     return place
@@ -107,12 +116,17 @@ def outputs(files: Files, job: Job) -> tuple[dict[str, str], dict[str, Path]]:
     return locations, paths
 
 
-def inputs(store: Store, files: Files, place: Folder, job: Job) -> dict[str, str]:
-    """Return what stands for each input in the command: its text, or its path."""
-    found = {}
+def inputs(
+    store: Store, files: Files, place: Folder, job: Job, *, over: Callable[[], bool] = bool
+) -> dict[str, str]:
+    """Return what stands for each input in the command: its text, or its path.
+
+    `over` says whether the server ends.  Raises `Conflict` where it is not to go on.
+    """
+    found, go_on = {}, _going(store, job, over)
     for name, value in job.spec.inputs.items():
         try:
-            found[name] = _input(store, files, place, job, name, value)
+            found[name] = _input(store, files, place, job, name, value, go_on=go_on)
         except NotFound as exc:
             raise NotFound(f"input {name!r}: {exc}", target=f"inputs.{name}") from exc
     return found
@@ -242,7 +256,34 @@ def _recipe(line: str, runtime: Runtime) -> list[str] | None:
     return None
 
 
-def _input(store: Store, files: Files, place: Folder, job: Job, name: str, value: Input) -> str:
+def _going(store: Store, job: Job, over: Callable[[], bool]) -> Callable[[], None]:
+    """Return what raises `Conflict` where a job's start is not to go on; it is called often."""
+    looked = time.monotonic()
+
+    def go_on() -> None:
+        nonlocal looked
+        if over():
+            raise Conflict("the server ends")
+        if time.monotonic() - looked < _LOOK:
+            return
+        found = jobs.find(store, job.name)
+        if found is not None and found.status != job.status:
+            raise Conflict(f"job {job.name!r} is not to go on")
+        looked = time.monotonic()
+
+    return go_on
+
+
+def _input(
+    store: Store,
+    files: Files,
+    place: Folder,
+    job: Job,
+    name: str,
+    value: Input,
+    *,
+    go_on: Callable[[], None],
+) -> str:
     if value.mode == "direct":
         if not value.address:
             raise Invalid(f"input {name!r}: its address is not known: use ro_mount or download")
@@ -251,12 +292,16 @@ def _input(store: Store, files: Files, place: Folder, job: Job, name: str, value
         return value.value
     scope, location = references.location(store, value.value)
     if location.startswith(("https://", "http://")):
-        return str(_fetched(place, name, location, going=lambda: _goes_on(store, job)))
+        return str(_fetched(place, name, location, go_on=go_on))
     found = files.locate(scope or job.workspace, location)
-    return str(_copied(files, place, name, found) if value.mode == "download" else found)
+    if value.mode != "download":
+        return str(found)
+    return str(_copied(files, place, name, found, go_on=go_on))
 
 
-def _copied(files: Files, place: Folder, name: str, source: Path) -> Path:
+def _copied(
+    files: Files, place: Folder, name: str, source: Path, *, go_on: Callable[[], None]
+) -> Path:
     """Copy an input beside the job, whole or not at all: the job may do with it what it likes."""
     target = place.inputs / name / source.name
     if not target.exists():
@@ -264,60 +309,75 @@ def _copied(files: Files, place: Folder, name: str, source: Path) -> Path:
         shutil.rmtree(part, ignore_errors=True)
         part.parent.mkdir(parents=True, exist_ok=True)
         if source.is_dir():
-            shutil.copytree(source, part, copy_function=_copy, ignore=files.strays(source))
+            copy = partial(_copy, go_on=go_on)
+            shutil.copytree(source, part, copy_function=copy, ignore=files.strays(source))
         else:
-            _copy(str(source), str(part))
+            _copy(str(source), str(part), go_on=go_on)
         part.rename(target)
     return target
 
 
-def _copy(source: str, target: str) -> None:
+def _copy(source: str, target: str, *, go_on: Callable[[], None]) -> None:
     """Copy a file; where the file system can, the bytes are shared until one is written to."""
+    go_on()
+    if not Path(source).is_file():  # a pipe would never say anything
+        raise shutil.SpecialFileError(f"{source} is no file")
     with open(source, "rb") as old, open(target, "wb") as new:
         try:
             fcntl.ioctl(new.fileno(), _CLONE, old.fileno())
         except OSError:
-            shutil.copyfileobj(old, new, _PIECE)
+            while piece := old.read(_PIECE):
+                new.write(piece)
+                go_on()
     shutil.copystat(source, target)
 
 
-def _goes_on(store: Store, job: Job) -> bool:
-    found = jobs.find(store, job.name)
-    return found is None or found.status == job.status
-
-
-def _fetched(place: Folder, name: str, address: str, *, going: Callable[[], bool]) -> Path:
-    """Download an address beside the job, once.  Raises `Conflict` where it is not to go on."""
+def _fetched(place: Folder, name: str, address: str, *, go_on: Callable[[], None]) -> Path:
+    """Download an address beside the job, once."""
     last = posixpath.basename(urllib.parse.urlsplit(address).path).strip(".") or "file"
     target = place.inputs / name / last
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f".{target.name}.part")
+        given_up, fetch = threading.Event(), Future[None]()
+
+        def run() -> None:
+            try:
+                _fetch(address, part, given_up=given_up)
+                fetch.set_result(None)
+            except BaseException as exc:
+                fetch.set_exception(exc)
+
         try:
-            _fetch(address, part, going=going)
+            # In a thread of its own, which nobody waits for: what says nothing can hold it up.
+            threading.Thread(target=run, daemon=True, name="fetch").start()
+            while not wait([fetch], _LOOK).done:
+                go_on()
+            fetch.result()
             part.rename(target)
         except (OSError, http.client.HTTPException) as exc:
             raise Unavailable(f"input {name!r}: {address} cannot be fetched: {exc}") from exc
         finally:
+            given_up.set()
             part.unlink(missing_ok=True)
     return target
 
 
-def _fetch(address: str, target: Path, *, going: Callable[[], bool]) -> None:
+def _fetch(address: str, target: Path, *, given_up: threading.Event) -> None:
     """Write what an address holds.  Raises `OSError`, also for what is too large or too slow."""
-    begun = looked = time.monotonic()
-    with urllib.request.urlopen(address, timeout=60) as answer, target.open("wb") as file:
-        while piece := answer.read1(_PIECE):  # what is there: a whole piece may never come
-            file.write(piece)
-            now = time.monotonic()
-            if file.tell() > _LARGEST:
-                raise OSError(f"it is larger than {_LARGEST >> 30} GiB")
-            if now - begun > _PATIENCE:
-                raise OSError(f"it took longer than {_PATIENCE // 60} minutes")
-            if now - looked > _LOOK:
-                looked = now
-                if not going():
-                    raise Conflict("it is not to go on")
+    begun = time.monotonic()
+    with urllib.request.urlopen(address, timeout=60) as answer:
+        if given_up.is_set():
+            return
+        with target.open("wb") as file:
+            while piece := answer.read1(_PIECE):  # what is there: a whole piece may never come
+                if given_up.is_set():
+                    return
+                file.write(piece)
+                if file.tell() > _LARGEST:
+                    raise OSError(f"it is larger than {_LARGEST >> 30} GiB")
+                if time.monotonic() - begun > _PATIENCE:
+                    raise OSError(f"it took longer than {_PATIENCE // 60} minutes")
         if answer.length:  # which `read1` leaves unsaid
             raise OSError(f"it broke off {answer.length} bytes before its end")
 

@@ -45,6 +45,7 @@ logger = logging.getLogger(__name__)
 
 _BUSY_PAUSE = 0.05  # seconds between looks while something runs
 _IDLE_PAUSE = 1.0
+_STARTS = 64  # jobs that are made ready at the same time; there are as many as processors at most
 _REST = 0.1  # at most, after a tick that was asked for
 
 
@@ -69,6 +70,8 @@ class Supervisor:
         self._over = threading.Event()
         self._ticking = threading.Lock()
         self._pool = ThreadPoolExecutor(8, thread_name_prefix="step")
+        # What fetches and copies takes long: it holds up neither watching nor cancelling others.
+        self._starts = ThreadPoolExecutor(_STARTS, thread_name_prefix="start")
         self._at_work: set[str] = set()  # jobs whose step is in a thread of the pool
         self._steps: set[Future[None]] = set()
 
@@ -95,7 +98,8 @@ class Supervisor:
         self._over.set()
         self._wake.set()
         with self._ticking:  # a tick that is under way still gives out work
-            self._pool.shutdown(wait=True, cancel_futures=True)
+            for pool in (self._starts, self._pool):
+                pool.shutdown(wait=True, cancel_futures=True)
             self.upkeep.end()
 
     def tick(self) -> bool:
@@ -112,7 +116,9 @@ class Supervisor:
         for job in active:
             if job.name not in at_work:
                 self._at_work.add(job.name)
-                self._steps.add(step := self._pool.submit(self._guarded, job))
+                starts = job.status == "preparing" and isinstance(job.spec, Command)
+                pool = self._starts if starts else self._pool
+                self._steps.add(step := pool.submit(self._guarded, job))
                 step.add_done_callback(self._steps.discard)
         return bool(active)
 
@@ -166,9 +172,10 @@ class Supervisor:
         runtime = self.environments.runtime(environment, serving=False, log=build_log)
         if runtime is None:
             return  # it is being built; asked again at the next tick
-        place = launch.prepare(self.store, self.files, self.home, job)
+        over = self._over.is_set
+        place = launch.prepare(self.store, self.files, self.home, job, over=over)
         log = SystemLog(place)
-        values = launch.inputs(self.store, self.files, place, job)
+        values = launch.inputs(self.store, self.files, place, job, over=over)
         locations, paths = launch.outputs(self.files, job)
         line = launch.render(job.spec, values, paths)
         if launch.installs(line):
