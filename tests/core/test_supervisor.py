@@ -7,10 +7,10 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from finery.core import assets, compute, jobs
+from finery.core import assets, compute, jobs, launch
 from finery.core.assets import Asset
 from finery.core.compute import Capacity, Target
-from finery.core.errors import Invalid
+from finery.core.errors import Conflict, Invalid
 from finery.core.jobs import Command, Input, Output, Pipeline, Step
 
 # -- one job ---------------------------------------------------------------------------
@@ -182,6 +182,61 @@ def test_a_restart_in_each_status_loses_nothing(house, engine):
         house.tick()
     assert house.status() == "completed"
     assert engine.started.keys() == {"job-j"}
+
+
+def test_a_server_killed_just_after_a_start_leaves_the_jobs_folder_to_it(
+    house, engine, files, monkeypatch
+):
+    code = files.path("w", "blob", "code")
+    code.mkdir(parents=True)
+    (code / "state").write_text("as it came")
+    output = {"out": Output()}
+    house.submit(spec=Command(command="run", code="file:blob/code", outputs=output))
+    with monkeypatch.context() as killed:
+        killed.setattr(jobs, "move", killed_at("running", jobs.move))
+        house.tick()
+    (engine.started["job-j"].cwd / "state").write_text("as the job has it")
+    house.restart()
+    house.tick()
+    assert (engine.started["job-j"].cwd / "state").read_text() == "as the job has it"
+    job = jobs.get(house.store, "j")
+    assert (job.status, [*job.outputs], house.tracking.opened) == ("running", ["out"], ["j"])
+
+
+def killed_at(status, move):
+    """Return a `move` that never comes to that status: as if the server were killed there."""
+
+    def moved(store, job, to, **given):
+        if to == status:
+            raise Conflict("killed")
+        return move(store, job, to, **given)
+
+    return moved
+
+
+def test_a_server_killed_just_after_an_end_leaves_no_copies(house, engine, files, monkeypatch):
+    files.path("w", "blob", "data").mkdir(parents=True)
+    copy = {"d": Input(value="file:blob/data", type="uri_folder", mode="download")}
+    house.submit(spec=Command(command="run", inputs=copy))
+    house.tick()
+    copies = [*(house.home / "jobs").glob("j.inputs/*")]
+    engine.exits("job-j")
+    house.tick()
+    monkeypatch.setattr(engine, "forget", lambda id: 1 / 0)  # what comes right after its end
+    house.tick()
+    assert (house.status(), len(copies)) == ("completed", 1)
+    assert not [*(house.home / "jobs").glob("j.inputs")]
+
+
+@pytest.mark.parametrize(("asked", "warned"), [("2g", True), ("1g", False), ("", False)])
+def test_shared_memory_that_a_job_does_not_get_is_said_on_the_job(
+    house, monkeypatch, asked, warned
+):
+    monkeypatch.setattr(launch, "shared_memory", lambda machine: 1 << 30)
+    house.submit(spec=Command(command="run", shm_size=asked))
+    house.tick()
+    warnings = jobs.get(house.store, "j").warnings
+    assert [warning.startswith("shm_size 2g: ") for warning in warnings] == [True] * warned
 
 
 # -- cancelling ------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from finery.core import assets, jobs, references
 from finery.core.assets import Asset
-from finery.core.compute import Process, Runtime
+from finery.core.compute import Capacity, Process, Runtime
 from finery.core.errors import Conflict, Invalid, NotFound, Unavailable
 from finery.core.files import Files
 from finery.core.jobs import Command, Input, Job
@@ -40,6 +40,7 @@ _LARGEST = 64 << 30  # bytes of a file that is fetched; more is uploaded as data
 _PATIENCE = 3600  # seconds for all of it
 _LOOK = 0.5  # seconds between looks at whether it is still wanted
 _SIZE = re.compile(r"(\d{1,9}(?:\.\d+)?)\s*([bkmgt]?)i?b?")
+_SHARED = Path("/dev/shm")
 _INSTALLS = re.compile(r"\bpip[\d.]*\s+(?:-\S+\s+)*(?:un)?install\b")
 _RECIPES = "finery.recipes."
 
@@ -231,6 +232,14 @@ def size(text: str) -> int | None:
     if not found:
         raise Invalid(f"{text!r} is no size; write it as 2g or 512m", target="resources.shm_size")
     return int(float(found[1]) * 1024 ** "bkmgt".index(found[2] or "b"))
+
+
+def shared_memory(machine: Capacity) -> int:
+    """Return the bytes that processes of this machine may share, as they do outside containers."""
+    try:
+        return shutil.disk_usage(_SHARED).total
+    except OSError:  # a system without such a place, and so without its limit
+        return machine.memory
 
 
 def installs(line: str) -> bool:

@@ -30,7 +30,7 @@ from finery.core import (
     sweeps,
 )
 from finery.core.assets import Asset
-from finery.core.compute import Engine, Environments
+from finery.core.compute import Engine, Environments, Runtime
 from finery.core.errors import Conflict, Failure, NotFound
 from finery.core.exploring import Explorer
 from finery.core.files import Files
@@ -167,39 +167,48 @@ class Supervisor:
 
     def _start(self, job: Job) -> None:
         assert isinstance(job.spec, Command)
-        build_log = launch.folder(self.home, self.files, job).build_log
+        place = launch.folder(self.home, self.files, job)
         environment = launch.environment(self.store, job)
-        runtime = self.environments.runtime(environment, serving=False, log=build_log)
+        runtime = self.environments.runtime(environment, serving=False, log=place.build_log)
         if runtime is None:
             return  # it is being built; asked again at the next tick
+        if self.engine.report(launch.process_id(job)).state == "unknown":
+            if not self._begin_command(job, runtime):
+                return
+        # Else the server was killed just after it had been started: its folder is its own now.
+        if launch.layer(place).exists():
+            runtime = self.environments.apart(runtime, launch.layer(place))
+        services.start(self.store, self.engine, job, place=place, runtime=runtime)
+        jobs.move(self.store, job, "running", outputs=launch.outputs(self.files, job)[0])
+
+    def _begin_command(self, job: Job, runtime: Runtime) -> bool:
+        """Make ready what a command needs and start it; say whether it was still wanted."""
         over = self._over.is_set
         place = launch.prepare(self.store, self.files, self.home, job, over=over)
         log = SystemLog(place)
         values = launch.inputs(self.store, self.files, place, job, over=over)
-        locations, paths = launch.outputs(self.files, job)
+        paths = launch.outputs(self.files, job)[1]
+        assert isinstance(job.spec, Command)
         line = launch.render(job.spec, values, paths)
         if launch.installs(line):
             runtime = self.environments.apart(runtime, launch.layer(place))
-        for warning in [*runtime.warnings, *self._shortfalls(job)]:
+        for warning in [*runtime.warnings, *self._shortfalls(job, runtime)]:
             log.write(f"warning: {warning}")
             job = jobs.warn(self.store, job.name, warning)
         for name, value in values.items():
             log.write(f"input {name}: {value}")
         log.write(f"command: {line}")
         assert isinstance(job.spec, Command)
-        if job.spec.shm_size and not runtime.image:
-            log.write(f"shm_size {job.spec.shm_size}: shared memory is the machine's own here")
         joined = launch.variables(self.tracking.open(job), values, paths)
         env = {**runtime.variables, **joined, **job.spec.env}
         process = launch.process(job, place, line, runtime=runtime, env=env)
         if jobs.get(self.store, job.name).status != "preparing":
-            return  # cancelled while all this was made ready
+            return False  # cancelled while all this was made ready
         self.engine.start(process)
         log.write(f"started as process {process.id}, {process.ranks} rank(s), gpus {process.gpus}")
-        services.start(self.store, self.engine, job, place=place, runtime=runtime)
-        jobs.move(self.store, job, "running", outputs=locations)
+        return True
 
-    def _shortfalls(self, job: Job) -> list[str]:
+    def _shortfalls(self, job: Job, runtime: Runtime) -> list[str]:
         """Say what the job was promised and this machine does not have."""
         assert isinstance(job.spec, Command)
         target = compute.find(self.store, job.workspace, job.compute) if job.compute else None
@@ -220,6 +229,12 @@ class Supervisor:
                 "distribution mpi: the processes are started side by side with the variables of "
                 "Open MPI's launcher (OMPI_COMM_WORLD_…), not by mpirun: a program that calls MPI "
                 "itself finds itself alone"
+            )
+        shared = launch.shared_memory(capacity)
+        if not runtime.image and (launch.size(job.spec.shm_size) or 0) > shared:
+            found.append(
+                f"shm_size {job.spec.shm_size}: a job outside of a container has the machine's "
+                f"own shared memory, {shared / 2**30:.3g} GiB here"
             )
         return found
 
@@ -324,9 +339,9 @@ class Supervisor:
         if isinstance(job.spec, Command) and error and place.artifacts.exists():
             with suppress(OSError):  # a full disk may be why it ends
                 SystemLog(place).write(f"{to}: {error}")
+        launch.clear(place)  # before the end is written: nobody comes back for it afterwards
         jobs.move(self.store, job, to, error=error, target=target, ended_at=ended_at)
         self.engine.forget(launch.process_id(job))
-        launch.clear(place)
         self._wake.set()
 
     # -- jobs made of jobs -------------------------------------------------------------
