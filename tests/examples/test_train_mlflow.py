@@ -6,6 +6,7 @@ gradient is what it should be. That it learns to read is `make quickstart-vqa`'s
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import shutil
 from collections.abc import Iterator
@@ -177,13 +178,42 @@ def test_a_killed_training_goes_on_to_the_same_weights(
     kept = tmp_path / "killed/outputs/checkpoints"
     assert sorted(path.name for path in kept.iterdir()) == ["steps_5", "steps_6"]
 
-    before = len(book.of("train_loss"))
+    book.metrics.clear()
     flags = arguments(standin, data, tmp_path / "second", *more, "--resume_from", str(kept))
     train.main(flags)
     whole, second = weights(tmp_path / "whole/outputs"), weights(tmp_path / "second/outputs")
-    assert before <= len(book.of("train_loss"))
-    assert all(torch.allclose(whole[name], second[name], atol=1e-6) for name in whole)
+    assert list(book.of("train_loss")) == [8], "not the steps from 1 to 5 again"
+    # Attention does not depend on the bias of its keys: what Adam makes of it is rounding.
+    names = [name for name in whole if not name.endswith("k_proj.bias")]
+    assert all(torch.allclose(whole[name], second[name], atol=1e-6) for name in names)
     shutil.rmtree(kept)
+
+
+def test_a_training_killed_before_it_was_validated_makes_up_for_it(train: ModuleType) -> None:
+    done: list[Any] = []
+
+    class AtAnEpochsEnd(train.Training):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            self.args, self.data = argparse.Namespace(epochs=3, score_base=True), {}
+            self.step, self.steps_per_epoch = 0, 4
+
+        def resume(self) -> None:
+            self.step = 4
+
+        def log_params(self) -> None:
+            pass
+
+        def one_epoch(self, epoch: int) -> None:
+            done.append(epoch)
+
+        def score(self, split: str, prefix: str = "") -> None:
+            done.append(split)
+
+        def finish(self) -> None:
+            pass
+
+    AtAnEpochsEnd().run()
+    assert done == ["validation", 1, "validation", 2, "validation"]
 
 
 def test_a_checkpoint_of_another_training_is_refused(

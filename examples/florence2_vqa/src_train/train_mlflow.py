@@ -148,7 +148,10 @@ class Training:
         self.log_params()
         if self.args.score_base and not self.step and "test" in self.data:
             self.score("test", prefix="base_")
-        for epoch in range(self.step // self.steps_per_epoch, self.args.epochs):
+        done, within = divmod(self.step, self.steps_per_epoch)
+        if self.step and not within:
+            self.score("validation")  # the checkpoint is from before this could be done
+        for epoch in range(done, self.args.epochs):
             self.one_epoch(epoch)
             self.score("validation")
         if "test" in self.data:
