@@ -579,6 +579,37 @@ def test_a_large_body_is_passed_on_as_it_comes(running: Running):
     assert running.to("blue", pieces).json()["size"] == 2_500_000
 
 
+def test_what_is_held_of_a_body_in_pieces_counts_until_it_is_sent_on(
+    running: Running, until: Callable[..., Any], monkeypatch: Any
+):
+    monkeypatch.setattr("finery.doors.scoring._AT_ONCE", 100_000)
+    running.limit(max_concurrent_requests=1, max_queue_wait_ms=20_000)
+    with ThreadPoolExecutor() as pool:
+        held = pool.submit(running.to, "blue", b"hold")
+        until(lambda: running.blue.asked)
+        waits = pool.submit(running.to, "blue", (b"x" * 50_000 for _ in range(50)))
+        until(lambda: 100_000 < running.door._held < 300_000)
+        running.blue.go.set()
+        assert held.result().status_code == 200
+        assert waits.result().json()["size"] == 2_500_000
+    until(lambda: running.door._held == 0)
+
+
+def test_what_is_held_of_a_body_that_is_refused_is_let_go(
+    running: Running, until: Callable[..., Any], monkeypatch: Any
+):
+    monkeypatch.setattr("finery.doors.scoring._AT_ONCE", 100_000)
+    running.limit(max_concurrent_requests=1, max_queue_wait_ms=50)
+    with ThreadPoolExecutor() as pool:
+        held = pool.submit(running.to, "blue", b"hold")
+        until(lambda: running.blue.asked)
+        refused(running.to("blue", (b"x" * 50_000 for _ in range(5))), 429)
+        until(lambda: running.door._held == len(b"hold"))
+        running.blue.go.set()
+        assert held.result().status_code == 200
+    until(lambda: running.door._held == 0)
+
+
 @pytest.mark.parametrize("pieces", [1, 80])
 def test_a_body_that_is_too_large_is_refused(running: Running, pieces: int):
     body: Any = b"x" * (MAX_BODY + 1)

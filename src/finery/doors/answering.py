@@ -52,6 +52,7 @@ class Call:
     headers: dict[bytes, bytes]
     deployment: str = ""  # the id of the one that it went to
     status: int = GONE  # of the answer
+    held: int = 0  # bytes of its body that are in memory
     began: float = field(default_factory=time.perf_counter)
 
 

@@ -22,7 +22,7 @@ import contextlib
 import hmac
 import logging
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Sequence
 
 from starlette.types import Receive, Scope, Send
@@ -117,8 +117,8 @@ class Scoring:
             return await answering.refuse(call, 405, "MethodNotAllowed", message)
         if call.target == "/metrics":
             return await self.telling.tell(call, [view])
-        body = await self._body(call)
         try:
+            body = await self._body(call)
             if self.house.store.changes != changes:  # while the body came in
                 view = await self._directory.find(name) or view
             wanted = call.headers.get(b"azureml-model-deployment", b"").decode("latin-1")
@@ -131,7 +131,7 @@ class Scoring:
             else:
                 await self._forward(call, deployment, body)
         finally:
-            self._held -= len(body) if isinstance(body, bytes) else 0
+            self._let_go(call, call.held)
 
     # -- who may -----------------------------------------------------------------------
 
@@ -155,7 +155,7 @@ class Scoring:
     async def _body(self, call: Call) -> bytes | AsyncIterator[bytes]:
         """Return a small body whole, a large one as it comes.
 
-        The bytes of a whole one count as held until the caller lets them go.
+        What has been read of it counts as held until it is sent on, or the call ends.
         """
         length = call.headers.get(b"content-length", b"")
         if length.isdigit() and int(length) > self.max_body:
@@ -163,20 +163,29 @@ class Scoring:
         parts = self._parts(call)
         if length.isdigit() and int(length) > _AT_ONCE:
             return parts  # nothing of it is read while it waits for a place
-        held: list[bytes] = []
-        size = 0
-        try:
-            async for part in parts:
-                held.append(part)
-                size += len(part)
-                self._held += len(part)
-                if size > (_AT_ONCE if self._held < _HELD else _SMALL):
-                    self._held -= size
-                    return _after(held, parts)
-        except BaseException:
-            self._held -= size
-            raise
+        held: deque[bytes] = deque()
+        async for part in parts:
+            held.append(part)
+            call.held += len(part)
+            self._held += len(part)
+            if call.held > (_AT_ONCE if self._held < _HELD else _SMALL):
+                return self._after(call, held, parts)
         return b"".join(held)
+
+    async def _after(
+        self, call: Call, held: deque[bytes], parts: AsyncIterator[bytes]
+    ) -> AsyncIterator[bytes]:
+        while held:
+            part = held.popleft()
+            self._let_go(call, len(part))
+            yield part
+        async for part in parts:
+            yield part
+
+    def _let_go(self, call: Call, size: int) -> None:
+        size = min(size, call.held)  # what sends it on may outlive the call for a moment
+        call.held -= size
+        self._held -= size
 
     async def _parts(self, call: Call) -> AsyncIterator[bytes]:
         size, more = 0, True
@@ -399,10 +408,3 @@ def _patience(deployment: Deployment) -> float:
     spec = deployment.spec
     queued = 0 if spec.script else spec.max_queue_wait_ms  # then it waits in the instance
     return (spec.request_timeout_ms + queued) / 1000 + _GRACE
-
-
-async def _after(held: Sequence[bytes], parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    for part in held:
-        yield part
-    async for part in parts:
-        yield part
