@@ -158,7 +158,11 @@ def _variables(given: Any) -> dict[str, str]:
     for name, value in given.items():
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise Invalid("the conda file's variables have a name that cannot be one")
-        if not isinstance(value, str | int | float) or "\0" in str(value):
+        try:
+            said = str(value) if isinstance(value, str | int | float) else "\0"
+        except ValueError:  # a number of more digits than Python writes
+            said = "\0"
+        if "\0" in said:
             raise Invalid(f"the conda file's variable {name[:80]!r} is no text")
     return {str(name): str(value) for name, value in given.items()}
 

@@ -9,16 +9,22 @@ from __future__ import annotations
 
 import posixpath
 import re
-import shlex
+from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from finery.core.errors import Invalid
-from finery.engines import conda, requirements
+from finery.engines import conda, requirements, shell
 
 MOST_WARNINGS = 30
+_MOST_STEPS = 200  # pip and conda installations
+_MOST_LINES = 5000  # instructions
+_MOST_WORK = 4 << 20  # in all: characters filled in and read, files copied, places looked at
+_LARGEST = 256 << 10  # characters of an instruction
+_MOST_HEREDOCS = 20  # of an instruction
+_DEEPEST = 1000  # characters of a working directory
 _LONGEST = 160  # characters of a line that is quoted
-_WORD = re.compile(r"\$(?:\{(\w+)(?::?-([^}]*))?\}|(\w+))")
+_WORD = re.compile(r"\$(?:\{(\w+)(?::?-([^}]{0,1000}))?\}|(\w+))")
 _HEREDOC = re.compile(r"<<-?\s*(['\"]?)(\w+)\1")
 _SILENT = {"LABEL", "MAINTAINER", "EXPOSE", "WORKDIR", "SHELL", "ARG", "ENV", "STOPSIGNAL"}
 _SILENT |= {"USER", "FROM", "COPY", "ADD", "RUN", "VOLUME"}  # those that are read in another way
@@ -80,8 +86,20 @@ class Read:
     arguments: dict[str, str] = field(default_factory=dict)
     stands: str = "/"  # its working directory
     copied: dict[str, str] = field(default_factory=dict)  # path in the image -> in the context
+    installations: int = 0
+    work: int = 0  # what reading has cost so far
+    untold: int = 0  # warnings past the most that are told
+
+    def spend(self, work: int) -> None:
+        """Say what a step of reading costs: a small file can ask for an endless one."""
+        self.work += work
+        if self.work > _MOST_WORK:
+            raise Invalid(f"{self.name} asks for more than can be read in reasonable time")
 
     def missed(self, one: Instruction, what: str, why: str = "") -> None:
+        if len(self.warnings) >= MOST_WARNINGS:
+            self.untold += 1
+            return
         said = f"not honoured: {self.name} line {one.line}: {_short(what)}"
         self.warnings += (f"{said}: {why}" if why else said,)
 
@@ -92,7 +110,15 @@ class Read:
         def value(match: re.Match[str]) -> str:
             return known.get(match.group(1) or match.group(3), match.group(2) or "")
 
+        for match in _WORD.finditer(text):  # ENV A=$A$A, often enough, would be endless
+            self.spend(1 + len(value(match)))
         return _WORD.sub(value, text)
+
+    def enter(self, path: str) -> None:
+        """Make a path the working directory."""
+        self.stands = posixpath.join(self.stands, path)
+        if len(self.stands) > _DEEPEST:
+            raise Invalid(f"{self.name}: a working directory of more than {_DEEPEST} characters")
 
 
 def read(folder: Path, path: str) -> Read:
@@ -102,8 +128,7 @@ def read(folder: Path, path: str) -> Read:
     instructions = parse(requirements.text(file), found.name)
     for one in _last_stage(instructions, found):
         _take(one, found)
-    if len(found.warnings) > MOST_WARNINGS:
-        more = len(found.warnings) - MOST_WARNINGS
+    if more := found.untold + max(0, len(found.warnings) - MOST_WARNINGS):
         found.warnings = (*found.warnings[:MOST_WARNINGS], f"and {more} lines more of {found.name}")
     return found
 
@@ -113,19 +138,26 @@ def parse(text: str, name: str) -> list[Instruction]:
     found = re.match(r"(?:#\s*\w+\s*=.*\n)*?#\s*escape\s*=\s*`", text, re.IGNORECASE)
     escape = "`" if found else "\\"
     lines = text.splitlines()
-    instructions, at = [], 0
+    instructions: list[Instruction] = []
+    at = 0
     while at < len(lines):
         begun, line = at, lines[at].strip()
         at += 1
         if not line or line.startswith("#"):
             continue
-        while line.endswith(escape) and at < len(lines):
+        pieces = [line]
+        while pieces[-1].endswith(escape) and at < len(lines):
             more = lines[at].strip()
             at += 1
             if more and not more.startswith("#"):  # a comment between them is left out
-                line = f"{line[:-1].rstrip()} {more}"
+                pieces[-1] = pieces[-1][:-1].rstrip()
+                pieces.append(more)
+        line = " ".join(pieces)
         word, _, rest = line.partition(" ")
-        for _, end in _HEREDOC.findall(rest) if word.upper() in ("RUN", "COPY", "ADD") else ():
+        ends = _HEREDOC.findall(rest) if word.upper() in ("RUN", "COPY", "ADD") else []
+        if len(line) > _LARGEST or len(instructions) >= _MOST_LINES or len(ends) > _MOST_HEREDOCS:
+            raise Invalid(f"{name} line {begun + 1}: an instruction too long, or one too many")
+        for _, end in ends:
             inside = []
             while at < len(lines) and lines[at].strip() != end:
                 inside.append(lines[at])
@@ -173,7 +205,7 @@ def _take(one: Instruction, found: Read) -> None:
         case "ARG":
             _argument(one, found)
         case "WORKDIR":
-            found.stands = posixpath.join(found.stands, found.filled(one.rest))
+            found.enter(found.filled(one.rest))
         case "COPY" | "ADD":
             _copy(one, found)
         case "RUN":
@@ -184,7 +216,7 @@ def _take(one: Instruction, found: Read) -> None:
 
 def _variable(one: Instruction, found: Read) -> None:
     if re.match(r"\w+\s*=", one.rest):
-        pairs = [word.partition("=")[::2] for word in _words(one.rest)]
+        pairs = [word.partition("=")[::2] for word in shell.words(one.rest)]
     else:
         pairs = [one.rest.partition(" ")[::2]]  # the old way: ENV NAME value
     for name, value in pairs:
@@ -196,7 +228,7 @@ def _variable(one: Instruction, found: Read) -> None:
 
 
 def _argument(one: Instruction, found: Read) -> None:
-    for word in _words(one.rest):
+    for word in shell.words(one.rest):
         name, given, value = word.partition("=")
         if given:
             found.arguments[name] = found.filled(value)
@@ -204,7 +236,7 @@ def _argument(one: Instruction, found: Read) -> None:
 
 def _copy(one: Instruction, found: Read) -> None:
     """Remember where files come to lie; only those that pip is given can be honoured."""
-    words = _words(found.filled(one.rest.partition("\n")[0]))
+    words = shell.words(found.filled(one.rest.partition("\n")[0]))
     if any(word.startswith("--from") for word in words) or one.rest.startswith("["):
         return found.missed(one, f"{one.word} {one.rest}")
     words = [word for word in words if not word.startswith("--")]
@@ -214,8 +246,11 @@ def _copy(one: Instruction, found: Read) -> None:
         inside = found.folder / source.lstrip("/")
         if any(mark in source for mark in "*?["):
             within = "" if ".." in source.split("/") else source.lstrip("/")
-            files = [file for file in found.folder.glob(within or "*") if file.is_file()]
-            for file in files:
+            # As in Docker, ** means no more than *: and it is quick.
+            for file in found.folder.glob(re.sub(r"\*+", "*", within) or "*"):
+                found.spend(100)
+                if not file.is_file():
+                    continue
                 found.copied[posixpath.join(place, file.name)] = str(file)
         elif inside.is_dir():
             found.copied[posixpath.normpath(place)] = str(inside)
@@ -232,40 +267,20 @@ def _copy(one: Instruction, found: Read) -> None:
 def _run(one: Instruction, found: Read) -> None:
     text = re.sub(r"^(--\w+(=\S+)?\s+)+", "", one.rest)
     if text.startswith("["):
-        text = " ".join(re.findall(r'"((?:[^"\\]|\\.)*)"', text))
-    for command in _commands(found.filled(text) if "$(" not in text else text):
+        text = shell.listed(text)
+    for command in shell.commands(found.filled(text) if "$(" not in text else text):
         _command(one, command, found)
-
-
-def _commands(text: str) -> list[list[str]]:
-    """Return the simple commands of a shell line, as words."""
-    commands: list[list[str]] = []
-    for line in text.splitlines():
-        try:
-            lexer = shlex.shlex(line, posix=True, punctuation_chars="();&|")
-            lexer.whitespace_split = True
-            lexer.commenters = "#"
-            words = [*lexer]
-        except ValueError:
-            words = line.split()  # quotes that do not match: it is named as it is
-        commands.append([])
-        for word in words:
-            if re.fullmatch(r"[;&|()]+", word):
-                commands.append([])
-            else:
-                commands[-1].append(word)
-    return [command for command in commands if command]
 
 
 def _command(one: Instruction, words: list[str], found: Read) -> None:
     whole = " ".join(words)
-    while words and (words[0] in _BEFORE or re.match(r"\w+=", words[0])):
-        words = words[1:]
+    begin = (n for n, w in enumerate(words) if w not in _BEFORE and not re.match(r"\w+=", w))
+    words = words[next(begin, len(words)) :]
     if not words:
         return None
     if words[0] == "cd" and len(words) > 1:
-        found.stands = posixpath.join(found.stands, words[1])
-    rest = _installer(words)
+        found.enter(words[1])
+    rest = shell.installer(words)
     if rest is not None:
         return _pip(one, whole, rest, found)
     program = posixpath.basename(words[0])
@@ -276,48 +291,50 @@ def _command(one: Instruction, words: list[str], found: Read) -> None:
     return found.missed(one, whole)
 
 
-def _installer(words: list[str]) -> list[str] | None:
-    """Return what `pip install` is given; None where this is none."""
-    names = [posixpath.basename(words[0]), *words[1:]]
-    if names[0] in ("conda", "mamba", "micromamba") and names[1:2] == ["run"]:
-        begin = next((n for n, word in enumerate(names) if re.match(r"pip|python", word)), None)
-        names = names[begin:] if begin is not None else names
-    if re.fullmatch(r"python[\d.]*", names[0]) and names[1:3] == ["-m", "pip"]:
-        names = names[2:]
-    elif names[:2] == ["uv", "pip"]:
-        names = names[1:]
-    if re.fullmatch(r"pip[\d.]*", names[0]):
-        flags = [n for n, word in enumerate(names) if n and not word.startswith("-")]
-        if flags and names[flags[0]] == "install":
-            return names[flags[0] + 1 :]
-    return None
-
-
 def _pip(one: Instruction, whole: str, words: list[str], found: Read) -> None:
     where = f"{found.name} line {one.line}"
+    _count(found, where)
     lines, packages = [], []
     for flag, value in _apart(words, where):
-        if flag in _CARRIED:
+        if flag in ("-e", "--editable"):
+            folder = "" if "/" in value else "./"
+            lines.append(f"{flag} {_installed(f'{folder}{value}', found)}")
+        elif flag in _CARRIED:
             lines.append(f"{flag} {_place(value, flag, found)}")
         elif flag in requirements.BARE:
             lines.append(flag)
         elif flag not in ("", *_FLAGS, *_VALUED):
             found.missed(one, f"{flag} of {whole}")
-        elif flag == "" and (value == "." or value.startswith(("./", "../", "/"))):
-            packages.append(_place(value, "-e", found))
         elif flag == "" and value.lower() not in ("pip", "setuptools", "wheel"):
-            packages.append(value)
+            packages.append(_installed(value, found))
     asked = requirements.read([*lines, *packages], folder=found.folder, where=where)
+    found.spend(asked.characters)
     found.notes += asked.notes
     if any(not line.startswith("-") for line in asked.lines):
         found.steps += (asked.lines,)
 
 
+def _count(found: Read, where: str) -> None:
+    found.installations += 1
+    if found.installations > _MOST_STEPS:
+        raise Invalid(f"{where}: more than {_MOST_STEPS} installations")
+
+
+def _installed(value: str, found: Read) -> str:
+    """Return what pip is to install, a local file of the image as what the context has of it."""
+    apart = requirements.apart_file(value)
+    if apart is None:
+        return value
+    before, path, after = apart
+    space = "" if after[:1] in ("[", "#") else " "
+    return f"{before}{_place(path, '-e', found)}{space}{after}".rstrip()
+
+
 def _apart(words: list[str], where: str) -> list[tuple[str, str]]:
     """Return each option with its value; what is none has no name."""
-    found, queue = [], [*words]
+    found, queue = [], deque(words)
     while queue:
-        word = queue.pop(0)
+        word = queue.popleft()
         flag, given, value = word.partition("=")
         if not word.startswith("-"):
             found.append(("", word))
@@ -326,7 +343,7 @@ def _apart(words: list[str], where: str) -> list[tuple[str, str]]:
         elif flag in _VALUED + _CARRIED and word not in _FLAGS:
             if not given and not queue:
                 raise Invalid(f"{where}: {flag} is given nothing")
-            found.append((flag, value if given else queue.pop(0)))
+            found.append((flag, value if given else queue.popleft()))
         else:
             found.append((word, ""))
     return found
@@ -342,7 +359,9 @@ def _conda(one: Instruction, whole: str, words: list[str], found: Read) -> None:
     if plain[:1] == ["env"] and named:
         place = _place(named[0], "-r", found)
         file = requirements.within(found.folder, place, base=found.folder, where=where)
-        asked = conda.read(requirements.text(file))
+        text = requirements.text(file)
+        found.spend(4 * len(text))
+        asked = conda.read(text)
     elif plain[:1] == ["install"] and not named:
         values = {"-n", "--name", "-p", "--prefix", "-c", "--channel"}
         pairs = zip(["", *words], words, strict=False)
@@ -350,6 +369,7 @@ def _conda(one: Instruction, whole: str, words: list[str], found: Read) -> None:
         asked = conda.of(specs[1:])
     else:
         return found.missed(one, whole)
+    _count(found, where)
     if asked.python:
         found.missed(one, f"python{asked.python}", "the Python is Finery's own")
     found.warnings += asked.warnings
@@ -365,6 +385,7 @@ def _place(value: str, flag: str, found: Read) -> str:
     if flag not in ("-r", "--requirement", "-c", "--constraint", "-e", "--editable", "-f",
                     "--find-links") or "://" in value:  # fmt: skip
         return value
+    found.spend(1 + len(found.copied))
     whole = posixpath.normpath(posixpath.join(found.stands, value))
     if whole in found.copied:
         return found.copied[whole]
@@ -373,13 +394,6 @@ def _place(value: str, flag: str, found: Read) -> str:
         if whole.startswith(base) and (Path(source) / whole.removeprefix(base)).exists():
             return str(Path(source) / whole.removeprefix(base))
     return value.lstrip("/")
-
-
-def _words(text: str) -> list[str]:
-    try:
-        return shlex.split(text)
-    except ValueError:
-        return text.split()
 
 
 def _short(text: str) -> str:

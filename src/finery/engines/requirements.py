@@ -10,11 +10,13 @@ import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 from finery.core.errors import Invalid, NotSupported
 
 LARGEST = 1 << 20  # bytes of a file
 MOST = 2000  # lines in all
+_LONGEST = 64 << 10  # characters of a line
 _DEEPEST = 8  # files that name files
 # They are the server that our own host takes the place of; the rest of what they bring (the
 # SDK v1) is installed where it is asked for by its own name.
@@ -31,12 +33,17 @@ _SHORT = {
 }
 _HARMLESS = {"--trusted-host", "--prefer-binary", "--use-feature", "--require-hashes"}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_NAMED = re.compile(r"[A-Za-z0-9][\w.-]*\s*(?:\[[^\]]*\]\s*)?@\s*")  # name @ where
+_ENDS = re.compile(r"[\[;#]|\s--")  # extras, a marker, a fragment, an option: the path is before it
+_PACKED = re.compile(r"\.(whl|egg|zip|tar|tgz|tbz|txz|tar\.\w+)$", re.IGNORECASE)
+_WEB = re.compile(r"https?://", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Lines:
     lines: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    characters: int = 0  # that were read for them, in files too
 
 
 def name(line: str) -> str:
@@ -49,13 +56,14 @@ def read(lines: list[str], *, folder: Path | None = None, where: str) -> Lines:
     """Return the lines to install.  `folder`: where files named in them are; None: nowhere."""
     taken: list[str] = []
     notes: list[str] = []
-    for line in _whole(lines, folder, folder, where, 0):
+    reading = _Reading(folder)
+    for line in reading.whole(lines, folder, where):
         package = name(line)
         if package in SERVERS:
             notes.append(f"{line}: left out, since Finery's own scoring host does what it does")
         else:
             taken.append(line)
-    return Lines(tuple(taken), tuple(notes))
+    return Lines(tuple(taken), tuple(notes), reading.characters)
 
 
 def hidden(text: str) -> str:
@@ -94,52 +102,127 @@ def within(folder: Path | None, path: str, *, base: Path | None, where: str) -> 
     return found
 
 
-def _whole(
-    lines: list[str], folder: Path | None, base: Path | None, where: str, depth: int
-) -> list[str]:
-    """Return the lines with those of the files that they name in their place."""
-    if depth > _DEEPEST:
-        raise Invalid(f"{where}: files that name files, more than {_DEEPEST} deep", target=where)
-    found: list[str] = []
-    for line in _joined(lines):
-        if line.startswith("-"):
-            found += _option(line, folder, base, where, depth)
-        elif re.match(r"\.{0,2}/|file:", line) or line == ".":
-            path, _, extras = line.removeprefix("file://").partition("[")
-            local = within(folder, path.strip(), base=base, where=where)
-            found.append(f"{local}[{extras}" if extras else str(local))
-        else:
-            found.append(line)
-        if len(found) > MOST:
-            raise Invalid(f"{where}: more than {MOST} lines", target=where)
-    return found
+def apart_file(line: str) -> tuple[str, str, str] | None:
+    """Return what is before a line's local file, its path, and what is after; None: it has none.
+
+    `dir/x.whl`, `./dir[extra]`, `name @ file:///x.whl ; marker`: a path is a path
+    with or without a name before it.
+    """
+    found = _NAMED.match(line)
+    before = found.group() if found else ""
+    rest = line[len(before) :]
+    ends = _ENDS.search(rest)
+    path, after = (rest[: ends.start()], rest[ends.start() :]) if ends else (rest, "")
+    path = path.strip().strip("'\"")
+    scheme, given, below = path.partition(":")
+    if given and re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):
+        if scheme.lower() == "file":
+            return before, unquote(re.sub(r"^//(localhost(?=/))?", "", below)), after.strip()
+        if "file" in scheme.lower().split("+"):
+            raise NotSupported(f"{path[:200]!r}: a repository of this machine", target=path[:200])
+        return None
+    if before or "/" in path or path in (".", "..") or _PACKED.search(path):
+        return before, path, after.strip()
+    return None
 
 
-def _option(line: str, folder: Path | None, base: Path | None, where: str, depth: int) -> list[str]:
-    """Return the lines that stand for an option's."""
-    flag, value = _apart(line)
-    if flag in _HARMLESS:
-        return []
-    if flag not in (*_KEPT, *BARE):
-        raise NotSupported(f"{where}: the option {flag} of pip is not known here", target=flag)
-    if flag in BARE:
-        return [flag]
-    if not value:
-        raise Invalid(f"{where}: {flag} is given nothing", target=flag)
-    if flag == "--requirement":
-        path = within(folder, value, base=base, where=where)
-        inside = text(path).splitlines()
-        return _whole(inside, folder, path.parent, path.name, depth + 1)
+def local(line: str) -> Path | None:
+    """Return the file or folder of this machine that a line which `read` returned names."""
+    flag, value = _apart(line) if line.startswith("-") else ("", "")
     if flag == "--constraint":
-        path = within(folder, value, base=base, where=where)
-        return [f"--constraint {shlex.quote(str(path))}"]
-    if flag == "--editable":
-        if "://" in value:
-            return [value.replace("#egg=", "#egg=")]
-        return [str(within(folder, value, base=base, where=where))]
-    if flag == "--find-links" and "://" not in value:
-        return [f"--find-links {within(folder, value, base=base, where=where)}"]
-    return [f"{flag} {value}"]
+        return Path(shlex.split(line)[1])
+    if flag == "--find-links":
+        return None if "://" in value else Path(value)
+    found = None if flag else apart_file(line)
+    return Path(found[1]) if found else None
+
+
+@dataclass
+class _Reading:
+    """Lines on their way: where files are looked for, and how much was read so far."""
+
+    folder: Path | None
+    lines: int = 0
+    characters: int = 0
+
+    def whole(self, lines: list[str], base: Path | None, where: str, depth: int = 0) -> list[str]:
+        """Return the lines with those of the files that they name in their place."""
+        if depth > _DEEPEST:
+            raise Invalid(
+                f"{where}: files that name files, more than {_DEEPEST} deep", target=where
+            )
+        # A file that is named again is read again: what counts is what is read, not what is kept.
+        self.characters += sum(map(len, lines))
+        if self.characters > 2 * LARGEST:
+            raise Invalid(f"{where}: more than {2 * LARGEST >> 20} MiB of lines", target=where)
+        found: list[str] = []
+        for line in _joined(lines):
+            self.lines += 1
+            if self.lines > MOST or len(line) > _LONGEST:
+                raise Invalid(
+                    f"{where}: more than {MOST} lines, or one of more than {_LONGEST} characters",
+                    target=where,
+                )
+            if "${" in line:
+                raise NotSupported(
+                    f"{where}: {hidden(line)[:200]!r}: variables are not filled in here",
+                    target=where,
+                )
+            if line.startswith("-"):
+                found += self.option(line, base, where, depth)
+            else:
+                found.append(self.placed(line, base, where))
+        return found
+
+    def placed(self, line: str, base: Path | None, where: str) -> str:
+        """Return a line with the whole path of its local file, which is in the folder."""
+        apart = apart_file(line)
+        if apart is None:
+            return line
+        before, path, after = apart
+        found = within(self.folder, path, base=base, where=where)
+        said = f"{before}file://{quote(str(found))}" if before else str(found)
+        return f"{said}{after if after[:1] in ('[', '#') else f' {after}'}".rstrip()
+
+    def option(self, line: str, base: Path | None, where: str, depth: int) -> list[str]:
+        """Return the lines that stand for an option's."""
+        flag, value = _apart(line)
+        if flag in _HARMLESS:
+            return []
+        if flag not in (*_KEPT, *BARE):
+            raise NotSupported(f"{where}: the option {flag} of pip is not known here", target=flag)
+        if flag in BARE:
+            return [flag]
+        if not value:
+            raise Invalid(f"{where}: {flag} is given nothing", target=flag)
+        match flag:
+            case "--requirement":
+                path = within(self.folder, value, base=base, where=where)
+                return self.whole(text(path).splitlines(), path.parent, path.name, depth + 1)
+            case "--constraint":
+                path = within(self.folder, value, base=base, where=where)
+                self.versions(path, depth + 1)
+                return [f"--constraint {shlex.quote(str(path))}"]
+            case "--editable":
+                folder = "" if "/" in value else "./"  # -e here: a folder, and no package
+                return [self.placed(f"{folder}{value}", base, where)]
+            case "--find-links" | "--index-url" | "--extra-index-url" if not _WEB.match(value):
+                if flag != "--find-links":
+                    raise NotSupported(
+                        f"{where}: {flag} takes an address that begins with https://", target=flag
+                    )
+                apart = apart_file(value) or ("", value, "")
+                return [f"{flag} {within(self.folder, apart[1], base=base, where=where)}"]
+        return [f"{flag} {value}"]
+
+    def versions(self, path: Path, depth: int) -> None:
+        """Check a file of constraints, which is installed from as it is: it may name no other."""
+        for line in self.whole(text(path).splitlines(), path.parent, path.name, depth):
+            if line.startswith(("--constraint", "--find-links")) or local(line):
+                raise NotSupported(
+                    f"{path.name}: a file of constraints names versions, and no files",
+                    target=path.name,
+                )
 
 
 def _apart(line: str) -> tuple[str, str]:

@@ -53,10 +53,11 @@ def satisfied(lines: Iterable[str]) -> bool:
             continue
         try:
             asked = Requirement(line.partition(" --")[0])
-        except InvalidRequirement:
-            return False
+            needed = asked.marker is None or asked.marker.evaluate()
+        except (InvalidRequirement, ValueError, RecursionError):
+            return False  # what it is, the installer will say
         one = ours.get(name(asked.name))
-        if asked.marker is not None and not asked.marker.evaluate():
+        if not needed:
             continue
         if asked.url or asked.extras or one is None:
             return False

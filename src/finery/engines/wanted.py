@@ -50,7 +50,8 @@ class Wanted:
         said = {**asdict(self), "about": about, "files": _digests(self)}
         text = json.dumps(said, sort_keys=True)
         if self.folder:  # what is in it counts, and not where it is
-            text = text.replace(json.dumps(self.folder)[1:-1], ".")
+            for folder in (str(Path(self.folder).resolve()), self.folder):
+                text = text.replace(json.dumps(folder)[1:-1], ".")
         return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
@@ -129,15 +130,15 @@ def _digests(wanted: Wanted) -> list[str]:
     """What the local files say that the lines name; the whole context of a container."""
     if not wanted.folder:
         return []
-    named = [Path(wanted.folder)] if wanted.client else []
+    inside = Path(wanted.folder).resolve()  # as `requirements.within` says paths
+    named = [inside] if wanted.client else []
     for line in (line for step in wanted.steps for line in step):
-        words = line.removeprefix("--constraint ").removeprefix("--find-links ")
-        path = Path(words.split("[")[0].strip("'\" "))
-        named += [path] if path.is_relative_to(wanted.folder) else []
+        path = requirements.local(line)
+        named += [path] if path is not None and path.is_relative_to(inside) else []
     found: list[str] = []
     for path in named:
         files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-        found += [f"{file.relative_to(wanted.folder)} {_digest(file)}" for file in files]
+        found += [f"{file.relative_to(inside)} {_digest(file)}" for file in files]
     return found
 
 
