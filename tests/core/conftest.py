@@ -162,7 +162,7 @@ class FakeTracking:
 
 
 class FakeUpkeep:
-    def tick(self) -> bool:
+    def tick(self, *, woken: bool = True) -> bool:
         return False
 
     def end(self) -> None: ...

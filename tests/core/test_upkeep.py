@@ -400,6 +400,140 @@ def test_an_instance_that_falls_while_another_is_added_is_replaced(house, engine
     assert old.process(0) not in house.blue.addresses
 
 
+@pytest.mark.parametrize("fallen", [0, 1])
+def test_what_answers_after_a_failed_change_of_numbers_is_looked_after(house, engine, fallen):
+    old = house.up(instances=2)
+    house.deploy(instances=3)
+    house.tick()
+    engine.exits(house.blue.process(2), 1, said="no room for another")
+    house.tick(2)
+    engine.exits(old.process(fallen), 1)
+    house.restart()
+    house.tick(3)
+    other = old.process(1 - fallen)
+    assert (house.blue.status, [*house.blue.addresses]) == ("failed", [other])
+    (again,) = {*engine.alive} - {other}
+    engine.answers(again)
+    house.tick(2)
+    assert {*house.blue.addresses} == {other, again}
+    assert "no room for another" in house.blue.error["message"]
+    house.deploy(instances=2)
+    house.tick()
+    house.answer()
+    assert (house.blue.status, {*engine.alive}) == ("ready", {*house.blue.addresses})
+
+
+# -- trouble that passes ---------------------------------------------------------------
+
+PASSING = [
+    OSError(errno.ENOSPC, "No space left on device", "/home"),
+    Unavailable("the environment 'e' could not be built: the index does not answer"),
+]
+
+
+@pytest.mark.parametrize("trouble", PASSING)
+def test_what_falls_during_trouble_that_passes_is_replaced_after_it(house, engine, trouble):
+    old = house.up(instances=2)
+    house.environments.trouble = trouble
+    engine.exits(old.process(0), 1)
+    house.tick(4)
+    assert (house.blue.status, [*house.blue.addresses]) == ("ready", [old.process(1)])
+    engine.exits(old.process(1), 1)
+    for _ in range(10):
+        house.now += 60
+        house.tick(2)
+    assert (house.blue.status, house.blue.addresses) == ("unhealthy", {})
+    house.environments.trouble = None
+    house.now += 60
+    house.tick()
+    house.answer()
+    assert (house.blue.status, len(house.blue.addresses)) == ("ready", 2)
+
+
+def test_between_attempts_there_is_a_pause_that_grows(house, engine):
+    old = house.up()
+    house.environments.trouble = PASSING[1]
+    engine.exits(old.process(0), 1)
+    house.tick()
+    tried = []
+    for _ in range(200):
+        before = len(house.environments.asked)
+        house.tick()
+        tried += [house.now] * (len(house.environments.asked) > before)
+        house.now += 1
+    pauses = [round(later - earlier) for earlier, later in zip(tried, tried[1:], strict=False)]
+    assert pauses == [1, 2, 4, 8, 16, 32, 60, 60]
+
+
+def test_trouble_that_does_not_pass_fails_the_deployment_in_the_end_and_says_why(house, engine):
+    old = house.up()
+    house.environments.trouble = PASSING[1]
+    engine.exits(old.process(0), 1)
+    for _ in range(80):
+        house.now += 60
+        house.tick()
+    assert house.blue.status == "failed"
+    assert "could not be started: the environment 'e'" in house.blue.error["message"]
+
+
+def test_trouble_that_does_not_pass_by_itself_fails_it_at_once(house, engine):
+    old = house.up()
+    house.environments.trouble = Invalid("no package named nothing")
+    engine.exits(old.process(0), 1)
+    house.tick(2)
+    assert (house.blue.status, house.blue.error["message"]) == (
+        *("failed", "no package named nothing"),
+    )
+
+
+@pytest.mark.parametrize("trouble", [*PASSING, Invalid("its model is gone")])
+def test_trouble_with_the_revision_before_does_not_fail_the_new_one(house, engine, trouble):
+    old = house.up()
+    house.deploy(env={"v": "2"})
+    house.tick()
+    house.environments.trouble = trouble
+    engine.exits(old.process(0), 1)
+    house.tick(4)
+    assert (house.blue.status, house.blue.error) == ("updating", None)
+    house.answer()
+    assert (house.blue.status, [*house.blue.addresses]) == ("ready", [house.blue.process(0)])
+
+
+def test_a_disk_that_cannot_be_read_for_a_while_fails_nothing_that_answers(
+    house, engine, monkeypatch
+):
+    old = house.up()
+    monkeypatch.setattr("finery.core.upkeep._PAUSE", 0)
+    with monkeypatch.context() as ill:
+        ill.setattr(engine, "report", lambda id: (_ for _ in ()).throw(PASSING[0]))
+        house.tick(3)
+    assert (house.blue.status, house.blue.addresses) == ("ready", old.addresses)
+    house.tick()
+    assert house.blue.status == "ready"
+
+
+def test_a_deployment_that_is_well_is_not_looked_at_at_every_tick(house, engine, monkeypatch):
+    house.up()
+    monkeypatch.setattr("finery.core.upkeep._STEADY", 1000)
+    looks, report = [], engine.report
+    monkeypatch.setattr(engine, "report", lambda id: looks.append(id) or report(id))
+    house.upkeep.tick(woken=False)
+    house.upkeep.settle()
+    assert not looks
+    house.tick()  # it was asked for
+    assert looks
+
+
+def test_code_that_is_copied_for_an_instance_keeps_no_server_that_ends(house, engine):
+    code = house.files.path("w", "blob", "code")
+    code.mkdir(parents=True)
+    (code / "score.py").write_text("")
+    house.deploy(code="file:blob/code", script="score.py")
+    house.upkeep._over.set()
+    house.tick()
+    assert (house.blue.status, engine.started) == ("creating", {})
+
+
 # -- looking after ---------------------------------------------------------------------
 
 

@@ -267,8 +267,7 @@ def deploy(store: Store, deployment: Deployment) -> Deployment:
             return _write(store, replace(old, **texts))
         if old.status == "updating":
             raise Conflict(
-                f"deployment {old.name!r} is being updated: wait for it",
-                target=old.name,
+                f"deployment {old.name!r} is being updated: wait for it", target=old.name
             )
         changed: dict[str, Any] = {**texts, "spec": deployment.spec}
         if old.scaled is not None:
@@ -279,7 +278,7 @@ def deploy(store: Store, deployment: Deployment) -> Deployment:
             changed |= {"revision": old.revision + 1, "restarts": {}}
             changed["warnings"] = deployment.warnings
             if old.status in ("ready", "unhealthy"):
-                changed["before"] = _before(old)
+                changed["before"] = as_before(old)
         if old.status == "creating":
             return _write(store, replace(old, **changed, changed_at=ids.now()))
         return move(store, old, "updating", error=None, **changed)
@@ -372,6 +371,12 @@ def warn(store: Store, deployment: Deployment, warnings: Sequence[str]) -> Deplo
         return _write(store, replace(found, warnings=[*found.warnings, *new]))
 
 
+def as_before(old: Deployment) -> dict[str, Any]:
+    """Return what `before` is of a deployment that replaces this one, which answers."""
+    known = {name: getattr(old, name) for name in ("revision", "restarts", "scaled")}
+    return {**known, "spec": asdict(old.spec), "answers": True}
+
+
 def _only_counts(old: Deployment, spec: Serving) -> bool:
     """Say whether a change is one of how many instances there are: those at work stay."""
     same = replace(spec, instances=old.spec.instances, scaling=old.spec.scaling) == old.spec
@@ -382,11 +387,6 @@ def _fewer(old: Deployment, new: Deployment) -> Deployment:
     """Give an instance that goes another process for when it comes back: ids are not used twice."""
     gone = {str(n): old.restarts.get(str(n), 0) + 1 for n in range(new.count, old.count)}
     return replace(new, restarts={**old.restarts, **gone})
-
-
-def _before(old: Deployment) -> dict[str, Any]:
-    known = {name: getattr(old, name) for name in ("revision", "restarts", "scaled")}
-    return {**known, "spec": asdict(old.spec), "answers": True}
 
 
 def _unchanged(store: Store, deployment: Deployment) -> Deployment:

@@ -12,13 +12,14 @@ import re
 import shutil
 import zlib
 from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from finery.core import assets, references
+from finery.core import assets, launch, references
 from finery.core.compute import Process, Runtime
 from finery.core.endpoints import Deployment
-from finery.core.errors import Failure
+from finery.core.errors import Conflict, Failure
 from finery.core.files import Files
 from finery.core.store import Store
 
@@ -95,9 +96,18 @@ def process(
 
 
 def document(
-    store: Store, files: Files, deployment: Deployment, *, place: Path, kind: Callable[[Path], str]
+    store: Store,
+    files: Files,
+    deployment: Deployment,
+    *,
+    place: Path,
+    kind: Callable[[Path], str],
+    over: Callable[[], bool] = bool,
 ) -> dict[str, Any]:
-    """Return the serving process's spec file, see `serving/spec.py`; its code is copied."""
+    """Return the serving process's spec file, see `serving/spec.py`; its code is copied.
+
+    `over` says whether the server ends.  Raises `Conflict` where it does.
+    """
     spec = deployment.spec
     document: dict[str, Any] = {
         "max_concurrent_requests": spec.max_concurrent_requests,
@@ -113,8 +123,8 @@ def document(
         document |= {"model_name": asset.name, "model_version": asset.version}
     if spec.script:
         code = references.path(store, files, deployment.workspace, spec.code)
-        strays = files.strays(code)
-        shutil.copytree(code, place / "code", ignore=strays, dirs_exist_ok=True)
+        strays, copy = files.strays(code), partial(launch.copy, go_on=partial(_go_on, over))
+        shutil.copytree(code, place / "code", ignore=strays, dirs_exist_ok=True, copy_function=copy)
         return {
             **document,
             "kind": "script",
@@ -127,6 +137,11 @@ def document(
     if found == "chat":  # it answers in batches: one at a time would only make callers wait
         del document["max_concurrent_requests"]
     return {**document, "kind": found}
+
+
+def _go_on(over: Callable[[], bool]) -> None:
+    if over():
+        raise Conflict("the server ends")
 
 
 def clear(home: Path, deployment: Deployment, id: str) -> None:

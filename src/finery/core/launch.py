@@ -98,8 +98,8 @@ def prepare(
     place.work.mkdir(parents=True, exist_ok=True)
     if job.spec.code:
         code = references.path(store, files, job.workspace, job.spec.code)
-        copy = partial(_copy, go_on=_going(store, job, over))
-        shutil.copytree(code, place.work, dirs_exist_ok=True, symlinks=True, copy_function=copy)
+        watched = partial(copy, go_on=_going(store, job, over))
+        shutil.copytree(code, place.work, dirs_exist_ok=True, symlinks=True, copy_function=watched)
     for name in ("outputs", "logs"):
         _link(place.work / name, place.artifacts / name)
     return place
@@ -174,6 +174,24 @@ def variables(
         if value is not None:
             found[name] = value
     return found
+
+
+def copy(source: str, target: str, *, go_on: Callable[[], None]) -> None:
+    """Copy a file; where the file system can, the bytes are shared until one is written to.
+
+    `go_on` is called often, and raises what ends it.
+    """
+    go_on()
+    if not Path(source).is_file():  # a pipe would never say anything
+        raise shutil.SpecialFileError(f"{source} is no file")
+    with open(source, "rb") as old, open(target, "wb") as new:
+        try:
+            fcntl.ioctl(new.fileno(), _CLONE, old.fileno())
+        except OSError:
+            while piece := old.read(_PIECE):
+                new.write(piece)
+                go_on()
+    shutil.copystat(source, target)
 
 
 def clear(place: Folder) -> None:
@@ -318,27 +336,12 @@ def _copied(
         shutil.rmtree(part, ignore_errors=True)
         part.parent.mkdir(parents=True, exist_ok=True)
         if source.is_dir():
-            copy = partial(_copy, go_on=go_on)
-            shutil.copytree(source, part, copy_function=copy, ignore=files.strays(source))
+            watched = partial(copy, go_on=go_on)
+            shutil.copytree(source, part, copy_function=watched, ignore=files.strays(source))
         else:
-            _copy(str(source), str(part), go_on=go_on)
+            copy(str(source), str(part), go_on=go_on)
         part.rename(target)
     return target
-
-
-def _copy(source: str, target: str, *, go_on: Callable[[], None]) -> None:
-    """Copy a file; where the file system can, the bytes are shared until one is written to."""
-    go_on()
-    if not Path(source).is_file():  # a pipe would never say anything
-        raise shutil.SpecialFileError(f"{source} is no file")
-    with open(source, "rb") as old, open(target, "wb") as new:
-        try:
-            fcntl.ioctl(new.fileno(), _CLONE, old.fileno())
-        except OSError:
-            while piece := old.read(_PIECE):
-                new.write(piece)
-                go_on()
-    shutil.copystat(source, target)
 
 
 def _fetched(place: Folder, name: str, address: str, *, go_on: Callable[[], None]) -> Path:

@@ -7,6 +7,7 @@ back twice leads to where one was.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from finery.core import endpoints, serving
 from finery.core.endpoints import Deployment, Endpoint
@@ -36,3 +37,14 @@ def deployment(store: Store, endpoint: str, name: str) -> Deployment:
                 target=name,
             )
         return endpoints.deploy(store, replace(found, spec=serving.read(found.before["spec"])))
+
+
+def answering(deployment: Deployment) -> dict[str, Any]:
+    """Return what `before` is of a deployment whose own instances answer; else nothing.
+
+    It has those that answer, and any in between that does not.
+    """
+    places = {deployment.process(n): n for n in range(deployment.count)}
+    there = [n for id, n in places.items() if id in deployment.addresses]
+    spec = replace(deployment.spec, instances=max(there, default=0) + 1, scaling=None)
+    return endpoints.as_before(replace(deployment, spec=spec)) if there else {}

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass, field
+from typing import Protocol
 
 CALM = 10  # polling intervals that the load has to stay low before an instance goes
 _LEAST_CALM = 10.0  # seconds of it, however short the interval is
@@ -77,3 +78,23 @@ class Gauge:
         highest = max(wish for _, wish in self.wishes)
         kept = highest if long_enough else max(highest, count)
         return min(max(kept, rule.least), rule.most)
+
+
+class Traffic(Protocol):
+    """What the way in knows of the requests that are under way.  Returns at once."""
+
+    def load(self, deployment: str) -> Load:
+        """Say how much is asked of a deployment, by its id."""
+
+    def busy(self, process: str) -> int:
+        """Say how many requests a process is answering."""
+
+
+class NoTraffic:
+    """Where there is no way in: nobody asks for anything."""
+
+    def load(self, deployment: str) -> Load:
+        return Load()
+
+    def busy(self, process: str) -> int:
+        return 0

@@ -81,17 +81,18 @@ class Supervisor:
 
     def run(self) -> None:
         """Tick until `end` is called."""
+        woken = True
         while not self._over.is_set():
             begun = time.monotonic()
             try:
                 with self._ticking:
-                    busy = not self._over.is_set() and self.tick()
+                    busy = not self._over.is_set() and self.tick(woken=woken)
             except Exception:  # the database may be locked or full: look again, never give up
                 logger.exception("a tick failed")
                 busy = False
             # However often it is woken, it leaves most of the time to those who wake it.
             self._over.wait(min(9 * (time.monotonic() - begun), _REST))
-            self._wake.wait(_BUSY_PAUSE if busy else _IDLE_PAUSE)
+            woken = self._wake.wait(_BUSY_PAUSE if busy else _IDLE_PAUSE)
             self._wake.clear()
 
     def end(self) -> None:
@@ -102,10 +103,13 @@ class Supervisor:
                 pool.shutdown(wait=True, cancel_futures=True)
             self.upkeep.end()
 
-    def tick(self) -> bool:
-        """Take one step for everything; say whether anything is under way."""
+    def tick(self, *, woken: bool = True) -> bool:
+        """Take one step for everything; say whether anything is under way.
+
+        `woken`: it was asked for, by whoever knows of a change.
+        """
         busy = self.step_jobs()
-        return self.upkeep.tick() or busy
+        return self.upkeep.tick(woken=woken) or busy
 
     def step_jobs(self) -> bool:
         """Take one step for each job; say whether any is under way."""

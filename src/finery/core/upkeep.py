@@ -17,15 +17,15 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
 
-from finery.core import assets, compute, endpoints, instances, probing
+from finery.core import assets, compute, endpoints, instances, probing, rollback
+from finery.core.attempts import Attempts
 from finery.core.compute import Engine, Environments, Report
 from finery.core.endpoints import Deployment
-from finery.core.errors import Conflict, Failure
+from finery.core.errors import Conflict, Failure, Unavailable
 from finery.core.files import Files
 from finery.core.probing import Watch
-from finery.core.scaling import Gauge, Load
+from finery.core.scaling import Gauge, NoTraffic, Traffic
 from finery.core.store import FULL, Store
 from finery.core.workspaces import Keys
 
@@ -33,29 +33,11 @@ logger = logging.getLogger(__name__)
 
 _MOST_RESTARTS = 5  # in a row, before a deployment counts as failed
 _SETTLED = 600.0  # seconds after which a fall is not one of a row
+_SERVING = ("ready", "unhealthy", "failed", "deleting")  # what is left to do is tried again
 _OVER = ("exited", "unknown")  # what an engine says of a process that runs no more
 _PAUSE = 1.0  # seconds until a step is tried again that could not be written down
+_STEADY = 0.25  # seconds between looks at a deployment of which nothing is expected
 _STEPS = 8  # deployments that are looked after at the same time
-
-
-class Traffic(Protocol):
-    """What the way in knows of the requests that are under way.  Returns at once."""
-
-    def load(self, deployment: str) -> Load:
-        """Say how much is asked of a deployment, by its id."""
-
-    def busy(self, process: str) -> int:
-        """Say how many requests a process is answering."""
-
-
-class NoTraffic:
-    """Where there is no way in: nobody asks for anything."""
-
-    def load(self, deployment: str) -> Load:
-        return Load()
-
-    def busy(self, process: str) -> int:
-        return 0
 
 
 class Upkeep:
@@ -81,6 +63,8 @@ class Upkeep:
         # All of this is memory: losing it only delays something.
         self._watches: dict[tuple[str, str], Watch] = {}  # of a process: live, ready
         self._falls: dict[tuple[str, int, int], int] = {}  # of an instance, one soon after another
+        self._attempts = Attempts()  # to start what is missing of what answers
+        self._looked: dict[str, float] = {}  # at a deployment, by the monotonic clock
         self._gauges: dict[str, Gauge] = {}
         self._leaving: dict[str, float] = {}  # processes that nobody needs, and since when
         self._over = threading.Event()
@@ -88,17 +72,21 @@ class Upkeep:
         self._at_work: set[str] = set()  # deployments whose step is in a thread of the pool
         self._steps: set[Future[None]] = set()
 
-    def tick(self) -> bool:
+    def tick(self, *, woken: bool = True) -> bool:
         """Begin a step for each deployment; say whether any is on its way somewhere.
 
         A deployment whose last step goes on (it copies code, say) is left out:
-        neither other deployments nor jobs wait for it.
+        neither other deployments nor jobs wait for it.  Unless the tick was
+        asked for (`woken`), so is one that was looked at just now and is well.
         """
         at_work = {*self._at_work}  # before they are read: a step that ends now makes one stale
-        busy = False
+        busy, now = False, time.monotonic()
         for deployment in endpoints.kept(self.store):
             busy = busy or _on_its_way(deployment)
-            if deployment.id not in at_work:
+            due = woken or _on_its_way(deployment)
+            due = due or now - self._looked.get(deployment.id, 0.0) >= _STEADY
+            if due and deployment.id not in at_work:
+                self._looked[deployment.id] = now
                 self._at_work.add(deployment.id)
                 self._steps.add(step := self._pool.submit(self._guarded, deployment))
                 step.add_done_callback(self._steps.discard)
@@ -129,10 +117,12 @@ class Upkeep:
         except Conflict:
             raise
         except Failure as exc:
-            if exc.target == FULL:
-                raise  # no fault of the deployment's
+            if exc.target == FULL or (_passing(exc) and deployment.status in _SERVING):
+                raise  # no fault of the deployment's; what answers goes on
             self._fail(deployment, str(exc))
         except OSError as exc:  # a full disk, most likely
+            if deployment.status in _SERVING:
+                raise
             logger.exception("deployment %s: a step failed", deployment.name)
             self._fail(deployment, f"{exc.strerror or exc}: {exc.filename or self.home}")
         except Exception as exc:  # one deployment's trouble must not stop the others
@@ -166,7 +156,7 @@ class Upkeep:
         }
         before, falls = deployment.before, deployment.falls
         if (earlier := deployment.earlier) is not None:
-            ready, fallen = self._look_at(earlier)
+            ready, fallen = self._look_at(earlier, alone=False)
             there = {id: to for id, to in there.items() if id not in self._processes(earlier)}
             there |= ready
             again = [n for n, report in fallen.items() if not self._falls_on(earlier, n, report)]
@@ -232,13 +222,20 @@ class Upkeep:
         elif answers and deployment.status == "unhealthy":
             endpoints.move(self.store, deployment, "ready", reason="an instance answers again")
 
-    def _look_at(self, deployment: Deployment) -> tuple[dict[str, str], dict[int, Report]]:
-        """Return where the ready instances answer, and those that fell; start what is missing."""
+    def _look_at(
+        self, deployment: Deployment, *, alone: bool = True
+    ) -> tuple[dict[str, str], dict[int, Report]]:
+        """Return where the ready instances answer, and those that fell; start what is missing.
+
+        It is `alone` where there is no later revision, which would fail for this one's trouble.
+        """
         ready, fallen = {}, {}
         for instance, report in self._reports(deployment).items():
             if report.state == "unknown":
-                self._start(deployment, instance)
-            elif report.state == "exited" or not self._alive(deployment, instance, report):
+                self._start_again(deployment, instance, alone=alone)
+                continue
+            self._attempts.over(deployment.process(instance))
+            if report.state == "exited" or not self._alive(deployment, instance, report):
                 fallen[instance] = report
             elif report.address and self._ready(deployment, instance, report.address):
                 ready[deployment.process(instance)] = report.address
@@ -308,6 +305,7 @@ class Upkeep:
 
     def _stop(self, id: str) -> None:
         self.engine.stop(id)
+        self._attempts.over(id)
         for what in ("live", "ready"):
             self._watches.pop((id, what), None)
 
@@ -332,6 +330,22 @@ class Upkeep:
             self._watches[id, "ready"] = watch
         return watch.look(probe, lambda: self.answers(place, probe.timeout), now=now)
 
+    def _start_again(self, deployment: Deployment, instance: int, *, alone: bool) -> None:
+        """Start what is missing of what answers.  Trouble that may pass is waited out."""
+        id = deployment.process(instance)
+        if not self._attempts.due(id, now=self.clock()):
+            return
+        try:
+            self._start(deployment, instance)
+        except Conflict:
+            raise
+        except Exception as exc:
+            if getattr(exc, "target", "") == FULL or (alone and not _passing(exc)):
+                raise
+            if self._attempts.failed(id, now=self.clock()) and alone:
+                raise Failure(f"instance {instance} could not be started: {exc}") from exc
+            logger.warning("deployment %s: instance %s waits: %s", deployment.name, instance, exc)
+
     def _start(self, deployment: Deployment, instance: int) -> None:
         spec = deployment.spec
         place = instances.place(self.home, deployment, instance)
@@ -343,7 +357,7 @@ class Upkeep:
         with suppress(Conflict):  # it is the revision before: what it was warned of is known
             endpoints.warn(self.store, deployment, runtime.warnings)
         document = instances.document(
-            self.store, self.files, deployment, place=place, kind=self.kind
+            self.store, self.files, deployment, place=place, kind=self.kind, over=self._over.is_set
         )
         process = instances.process(
             deployment,
@@ -369,6 +383,7 @@ class Upkeep:
             self._leaving.pop(id, None)
         shutil.rmtree(instances.folder(self.home, deployment), ignore_errors=True)
         self._gauges.pop(deployment.id, None)
+        self._looked.pop(deployment.id, None)
         endpoints.move(self.store, deployment, "gone")
 
     def _fail(self, deployment: Deployment, why: str) -> None:
@@ -384,7 +399,10 @@ class Upkeep:
         error = {"message": why, "target": current.name}
         if current.status == "ready":
             current = endpoints.move(self.store, current, "unhealthy", reason=why)
-        endpoints.move(self.store, current, "failed", reason=why, error=error)
+        before = current.before
+        if current.status == "updating" and not before.get("answers"):
+            before = rollback.answering(current) or before  # that was a change of numbers alone
+        endpoints.move(self.store, current, "failed", reason=why, error=error, before=before)
 
     def _processes(self, deployment: Deployment) -> list[str]:
         """Return the ids of the processes that there should be."""
@@ -405,6 +423,11 @@ def _patience(deployment: Deployment) -> float:
     """Return the seconds within which an instance has to be ready."""
     probe = deployment.spec.readiness
     return max(probe.initial_delay + probe.failure_threshold * probe.period, 60)
+
+
+def _passing(exc: Exception) -> bool:
+    """Say whether it may go as it came: a full disk, packages that cannot be had now."""
+    return isinstance(exc, OSError | Unavailable)
 
 
 def _lost(report: Report) -> bool:
