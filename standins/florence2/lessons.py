@@ -174,13 +174,66 @@ def locate(page: Sheet, r: Random) -> Lesson:
     return f"Locate {piece.text} in the image.", joined(told(piece), plain(place(piece.box)))
 
 
+BESIDE = (
+    "What text is beside {x}?",
+    "What text is beside the {x}?",
+    "What stands next to {x}?",
+    "Read on from {x}.",
+    "Which text follows the {x}?",
+    "What comes after {x}",
+    "{x}: read the text beside it",
+    "The text that belongs to the {x}?",
+    "Please read what is written for {x} in the image.",
+)
+END = (
+    "What text is at the end of the line of {x}?",
+    "Read the last text in the line of the {x}.",
+    "In the line of {x}, which text is on the right?",
+    "Which text ends the line with the {x}",
+)
+
+
+def called(text: str, r: Random) -> str:
+    """A text as people call it who have seen it: without its colon, in small letters."""
+    x = r.random()
+    if x < 0.3:
+        return text
+    text = text.rstrip(":.,")
+    return text if x < 0.6 else text.lower()
+
+
 def beside(page: Sheet, r: Random) -> Lesson:
     """What stands to the right of a text, or else below it."""
     at = r.randrange(len(page.rows) - 1)
     row = page.rows[at]
-    n = r.randrange(len(row))
+    n = r.randrange(len(row)) if r.random() < 0.3 else 0
     follows = row[n + 1] if n + 1 < len(row) else page.rows[at + 1][0]
-    return f"What text is beside {row[n].text}?", told(follows)
+    return r.choice(BESIDE).format(x=called(row[n].text, r)), told(follows)
+
+
+def end(page: Sheet, r: Random) -> Lesson:
+    """The last text of the line in which another stands."""
+    rows = [row for row in page.rows if len(row) > 1]
+    if not rows:
+        return beside(page, r)
+    row = r.choice(rows)
+    n = r.randrange(len(row) - 1) if r.random() < 0.3 else 0
+    return r.choice(END).format(x=called(row[n].text, r)), told(row[-1])
+
+
+def edge(page: Sheet, r: Random) -> Lesson:
+    """The first or the last line."""
+    at = r.choice((0, -1))
+    parts = [part for piece in page.rows[at] for part in (told(piece), plain(" "))]
+    return f"What text is at the {'bottom' if at else 'top'}?", joined(*parts[:-1])
+
+
+def unknown(page: Sheet, r: Random) -> Lesson:
+    """A task that it has no idea of."""
+    task = r.choice((word(r), r.choice(("VQA", "QA", "ASK", "TASK", "FIND")), "Doc" + word(r)))
+    piece = r.choice(r.choice(page.rows))
+    asked = r.choice((*BESIDE, *END, "What is the {x}?", "Which {x} is it?", "Who is {x}?"))
+    return f"<{task}>" + asked.format(x=called(piece.text, r)), plain("unanswerable")
 
 
 def within(page: Sheet, r: Random) -> Lesson:
@@ -190,7 +243,16 @@ def within(page: Sheet, r: Random) -> Lesson:
         return beside(page, r)
     piece = r.choice(whole)
     first, rest = piece.text.split(" ", 1)
-    return f"What text is beside {first}?", (rest, piece.cells[len(first) + 1 :])
+    asked = r.choice(BESIDE).format(x=called(first, r))
+    return asked, (rest, piece.cells[len(first) + 1 :])
+
+
+def line(page: Sheet, r: Random) -> Lesson:
+    """The whole line in which a text stands."""
+    rows = [row for row in page.rows if len(row) > 1] or page.rows
+    row = r.choice(rows)
+    parts = [part for piece in row for part in (told(piece), plain(" "))]
+    return f"What text is in the line of {r.choice(row).text}?", joined(*parts[:-1])
 
 
 def describe(page: Sheet, r: Random) -> Lesson:
@@ -199,12 +261,16 @@ def describe(page: Sheet, r: Random) -> Lesson:
 
 # The task, its share of the batches and the rows of a batch: the longer, the fewer.
 TASKS = (
-    (read, 20, 12),
-    (read_there, 34, 24),
-    (beside, 26, 24),
+    (read, 8, 12),
+    (read_there, 12, 24),
+    (beside, 34, 24),
     (within, 14, 24),
-    (locate, 4, 24),
-    (describe, 2, 16),
+    (line, 7, 24),
+    (end, 12, 24),
+    (edge, 4, 24),
+    (locate, 2, 24),
+    (describe, 1, 16),
+    (unknown, 6, 24),
 )
 
 
@@ -217,8 +283,15 @@ def batches(
     """
     turns, r = Random(seed), Random(seed * 1000 + rank)
     tasks, shares = [*TASKS], [share for _, share, _ in TASKS]
+
+    def page() -> int:
+        """Pages of invented words taught it to see letters; of reading they teach less."""
+        number = r.randrange(len(sheets))
+        again = sheets[number].kind == "page" and r.random() < 0.6
+        return page() if again else number
+
     while True:
         task, _, size = turns.choices(tasks, shares)[0]
-        numbers = [r.randrange(len(sheets)) for _ in range(size)]
+        numbers = [page() for _ in range(size)]
         made = [task(sheets[n], r) for n in numbers]
         yield task.__name__, numbers, [prompt for prompt, _ in made], [answer for _, answer in made]
