@@ -61,6 +61,8 @@ def main() -> None:
             images.write_text(" ".join([*known, words[1]]))
         case "build":
             build(words)
+            with (here / "images").open("a") as images:
+                images.write(f" {words[words.index('--tag') + 1]}")
         case "rm":
             for name in words[2:]:
                 if (pid := here / f"{name}.pid").exists():

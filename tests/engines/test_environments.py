@@ -103,7 +103,7 @@ class World:
             engine=self.engine,
             locate=lambda scope, place: self.tmp / place,
             surroundings=self.surroundings,
-            **fields,
+            **{"patience": 20.0, **fields},
         )
 
     def conda(self) -> Path:

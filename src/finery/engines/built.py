@@ -7,6 +7,8 @@ Disk is what they cost: this is how to look and to take away.  They are built by
 from __future__ import annotations
 
 import json
+import logging
+import math
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -16,6 +18,9 @@ from typing import Any
 from finery.engines import building
 
 _LONGEST = 100  # characters of what is said of a wish
+_ASIDE = ".gone-"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,19 +49,81 @@ def remove(home: Path, key: str) -> None:
     shutil.rmtree(place, ignore_errors=True)
     for left in (home / "environments").glob(f"{key}.*"):
         left.unlink(missing_ok=True)
-    if str(ready.get("image", "")).startswith("finery-environment:"):
-        words = [ready["client"], "image", "rm", ready["image"]]
-        subprocess.run(words, capture_output=True)
+    _remove_image(ready)
 
 
-def sweep(home: Path) -> None:
-    """Take away what builds that failed have left beside no folder."""
+def sweep(home: Path, *, before: float = math.inf) -> None:
+    """Take away what builds that failed have left beside no folder, written before a time."""
     folder = home / "environments"
     for left in folder.glob("*.*"):
         key = left.name.partition(".")[0]
         building_now = (home / "processes" / f"environment-{key}").exists()
-        if left.is_file() and not building_now and not (folder / key).exists():
+        if building_now or not key or not left.is_file() or (folder / key).exists():
+            continue
+        if _when(left) < before:
             left.unlink(missing_ok=True)
+
+
+def expired(home: Path, *, before: float, half: float) -> list[str]:
+    """Return what nothing uses and was last used before a time, or is half since before another.
+
+    `environments.py` writes down on `ready.json`'s date when each was used.
+    """
+    used = _in_use(home)
+    keys = [place.name for place in (home / "environments").glob("*/") if place.name[:1] != "."]
+    return [key for key in keys if key not in used and _old(home, key, before, half)]
+
+
+def put_aside(home: Path, key: str, *, before: float, half: float) -> bool:
+    """Make what has `expired` be gone at once; `discard` takes the time to remove it.
+
+    Its date is looked at again: who was given it since has had it used.
+    """
+    if not _old(home, key, before, half):
+        return False
+    place = home / "environments" / key
+    try:
+        place.rename(place.with_name(f"{_ASIDE}{key}"))
+    except OSError:  # gone already, or what was put aside before is not discarded yet
+        return False
+    return True
+
+
+def discard(home: Path) -> None:
+    """Remove what was put aside, images too."""
+    for place in (home / "environments").glob(f"{_ASIDE}*/"):
+        key = place.name.removeprefix(_ASIDE)
+        building_now = (home / "processes" / f"environment-{key}").exists()
+        if not building_now and not place.with_name(key).exists():  # else it is built anew
+            _remove_image(_read(place / building.READY))
+            for left in place.parent.glob(f"{key}.*"):
+                left.unlink(missing_ok=True)
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _old(home: Path, key: str, before: float, half: float) -> bool:
+    place = home / "environments" / key
+    if (home / "processes" / f"environment-{key}").exists():
+        return False  # it is being built
+    ready = place / building.READY
+    return _when(ready) < before if ready.exists() else _when(place) < half
+
+
+def _remove_image(ready: dict[str, Any]) -> None:
+    if str(ready.get("image", "")).startswith("finery-environment:"):
+        words = [ready["client"], "image", "rm", ready["image"]]
+        try:
+            subprocess.run(words, capture_output=True, timeout=60)
+        except (OSError, subprocess.SubprocessError) as exc:
+            logger.warning("the image %s stays: %s", ready["image"], exc)
+
+
+def _when(path: Path) -> float:
+    """Return when a file was last written; what is gone has just been."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return math.inf
 
 
 def _look(place: Path, used: set[str]) -> Built:

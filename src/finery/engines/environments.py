@@ -11,6 +11,7 @@ What is asked for is read by `wanted.py`.
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
@@ -27,7 +28,17 @@ from typing import Any
 from finery.core.assets import Asset
 from finery.core.compute import Engine, Process, Report, Runtime
 from finery.core.errors import Failure, Invalid, NotSupported, Unavailable
-from finery.engines import building, containers, interpreters, overlay, sharing, wanted
+from finery.engines import (
+    aside,
+    building,
+    built,
+    containers,
+    images,
+    interpreters,
+    overlay,
+    sharing,
+    wanted,
+)
 from finery.engines.wanted import Locate, Wanted
 
 OWN = Runtime(python=sys.executable, own=True)
@@ -35,7 +46,11 @@ MOST_BUILDS = 2  # at once
 MOST_KNOWN = 2000  # wishes that are remembered
 MOST_TRIES = 3  # of a build whose builder is killed each time
 LONGEST = 3600.0  # seconds that a build may take
-LOOK_AGAIN = 30.0  # seconds after which a container engine is looked for anew
+LOOK_AGAIN = 30.0  # seconds after which a container engine, or an image, is looked for anew
+USED_AGAIN = 3600.0  # seconds after which it is written down anew that one is used
+TIDIED_AGAIN = 3600.0  # seconds after which what nothing uses is looked for anew
+FAILED_KEPT = 24 * 3600.0  # seconds that the files of a build that failed are kept
+UNUSED_KEPT = 30 * 24 * 3600.0  # seconds that an environment is kept that nothing uses
 _BUILDER = 1  # of what is built, when that changes
 # What of the server's environment tells a builder where packages and engines are.
 _TOLD = re.compile(
@@ -64,19 +79,24 @@ class Environments:
         strict: bool = False,
         surroundings: Mapping[str, str] | None = None,
         ignored: float = 30.0,
+        patience: float = 0.3,
     ) -> None:
         """`strict`: what cannot be honoured is an error, instead of a warning.
 
         `ignored`: seconds after which a build that nobody asks for is stopped.
+        `patience`: seconds that one waits for what is read or looked for the first time.
         """
         self.home = home.absolute() / "environments"
         self.engine, self.locate, self.strict = engine, locate, strict
         self.ignored = ignored
         self._surroundings = dict(os.environ if surroundings is None else surroundings)
         self._wishes: dict[tuple[str, bool, str], tuple[Wanted, str]] = {}
-        self._engine_client = ""
+        self._aside = aside.Aside(patience)
+        self._engine_client: str | None = None  # not looked for yet
         self._look_at = 0.0  # when to look for a container engine again
         self._ready: dict[str, Runtime] = {}
+        self._looked: dict[str, float] = {}  # images -> when they were last seen here
+        self._tidy_at = 0.0  # when to look again for what nothing uses
         self._asked: dict[str, float] = {}  # builds that run -> when they were last asked for
         self._begun: dict[str, int] = {}  # builds -> how often, since they last ended by themselves
         self._minding = False
@@ -87,60 +107,110 @@ class Environments:
     ) -> Runtime | None:
         if environment is None or environment.spec.get("kind") == "curated":
             return OWN
+        self._tidy_up()
+        # What takes long is read and looked for outside of the lock: nobody else waits for it.
+        client = self._client(environment)
+        read = None if client is None else self._wish(environment, serving, client)
+        if read is None:
+            return None
+        wish, key = read
+        if not key:
+            return replace(OWN, warnings=wish.warnings, variables=wish.variables)
         with self._lock:
-            wish, key = self._wish(environment, serving, self._client(environment))
-            if not key:
-                return replace(OWN, warnings=wish.warnings, variables=wish.variables)
-            if found := self._found(key):
-                return found
+            found = self._found(key)
+        if found and self._gone(key, found):
+            return None
+        if found:
+            return found
+        with self._lock:
             return self._step(environment, wish, key, log)
 
     def apart(self, runtime: Runtime, folder: Path) -> Runtime:
         if runtime.image:
             return runtime  # a container is thrown away with what was installed in it
         python = overlay.make(Path(runtime.python), folder)
-        return replace(runtime, python=str(python), own=False)
+        # That it is used is told by its name in what the process is given (`built.py`).
+        variables = {**runtime.variables, "FINERY_ENVIRONMENT": runtime.python}
+        return replace(runtime, python=str(python), own=False, variables=variables)
 
-    def _client(self, environment: Asset) -> str:
-        """Return the client of a container engine that runs, where that matters; asked rarely."""
+    def _client(self, environment: Asset) -> str | None:
+        """Return the client of a container engine that runs, where that matters; asked rarely.
+
+        None: it is not known yet.  Later looks go by what is known until they are over.
+        """
         if not environment.spec.get("image") and environment.spec.get("kind") != "build":
             return ""
         if time.monotonic() > self._look_at:
-            self._engine_client = containers.find(self._surroundings) or ""
-            self._look_at = time.monotonic() + LOOK_AGAIN
+            found = self._aside.answer(
+                "client",
+                lambda: containers.find(self._surroundings) or "",
+                wait_for=self._engine_client is None,
+            )
+            if found is not None:
+                self._engine_client, self._look_at = found, time.monotonic() + LOOK_AGAIN
         return self._engine_client
 
-    def _wish(self, environment: Asset, serving: bool, client: str) -> tuple[Wanted, str]:
-        """Read what is asked for, once: a version of an environment never changes."""
+    def _wish(self, environment: Asset, serving: bool, client: str) -> tuple[Wanted, str] | None:
+        """Return what is asked for, read once: a version of an environment never changes.
+
+        None while it is being read: a whole build context may be.
+        """
         known = (environment.ref, serving, client)
-        if known not in self._wishes:
-            try:
-                here = bool(interpreters.conda(self._surroundings.get("PATH")))
-                wish = wanted.of(
-                    environment, self.locate, serving=serving, client=client, conda_here=here
-                )
-            except Failure as exc:
-                raise type(exc)(
-                    f"the environment {environment.name!r}: {exc}", target="environment"
-                ) from exc
-            if self.strict and wish.warnings:
-                raise NotSupported(
-                    f"the environment {environment.name!r} cannot be honoured whole, and this "
-                    f"server is strict about that: {'; '.join(wish.warnings)}",
-                    target="environment",
-                )
-            if len(self._wishes) >= MOST_KNOWN:
-                self._wishes.clear()
-            key = "" if wish.ours else wish.key(*_about(wish))
-            self._wishes[known] = (wish, key)
-        return self._wishes[known]
+        with self._lock:
+            if known in self._wishes:
+                return self._wishes[known]
+        found = self._aside.answer(known, lambda: self._read(environment, serving, client))
+        if found is not None:
+            with self._lock:
+                if len(self._wishes) >= MOST_KNOWN:
+                    self._wishes.clear()
+                self._wishes[known] = found
+        return found
+
+    def _read(self, environment: Asset, serving: bool, client: str) -> tuple[Wanted, str]:
+        try:
+            here = bool(interpreters.conda(self._surroundings.get("PATH")))
+            wish = wanted.of(
+                environment, self.locate, serving=serving, client=client, conda_here=here
+            )
+        except Failure as exc:
+            raise type(exc)(
+                f"the environment {environment.name!r}: {exc}", target="environment"
+            ) from exc
+        if self.strict and wish.warnings:
+            raise NotSupported(
+                f"the environment {environment.name!r} cannot be honoured whole, and this "
+                f"server is strict about that: {'; '.join(wish.warnings)}",
+                target="environment",
+            )
+        return wish, "" if wish.ours else wish.key(*_about(wish))
+
+    def _gone(self, key: str, runtime: Runtime) -> bool:
+        """Whether an image that is ready has been removed since, or that is not known yet."""
+        seen = self._looked.get(key)
+        if not runtime.image or (seen is not None and time.monotonic() - seen < LOOK_AGAIN):
+            return False
+        client = _read(self.home / key / building.READY)["client"]
+        look = functools.partial(images.gone, client, runtime.image, self._surroundings)
+        gone = self._aside.answer(("image", key), look)
+        if gone is False:
+            self._looked[key] = time.monotonic()
+        elif gone:
+            logger.info("the image %s is not here any more: built again", runtime.image)
+            (self.home / key / building.READY).unlink(missing_ok=True)
+        return gone is not False
 
     def _found(self, key: str) -> Runtime | None:
         """Return what is ready.  Asked often: one look at a file's date when nothing changed."""
         folder = self.home / key
-        if not (folder / building.READY).exists():
+        try:
+            used = (folder / building.READY).stat().st_mtime
+        except OSError:
             self._ready.pop(key, None)
+            self._looked.pop(key, None)
             return None
+        if time.time() - used > USED_AGAIN:
+            os.utime(folder / building.READY)  # so that it is not swept away
         if key not in self._ready:
             said = _read(folder / building.READY)
             image = said.get("image", "")
@@ -151,7 +221,8 @@ class Environments:
                 variables=said["variables"],
             )
             self.engine.forget(f"environment-{key}")
-            self._begun.pop(key, None)
+            if self._begun.pop(key, None):
+                self._looked[key] = time.monotonic()  # it was built just now
         return self._ready[key]
 
     def _step(self, environment: Asset, wish: Wanted, key: str, log: Path | None) -> Runtime | None:
@@ -230,16 +301,47 @@ class Environments:
         while True:
             time.sleep(min(1.0, self.ignored))
             with self._lock:
-                for key, last in [*self._asked.items()]:
-                    if self.engine.report(f"environment-{key}").state == "exited":
-                        self._asked.pop(key)
-                        self._tidy(key)
-                    elif time.monotonic() - last > self.ignored:
-                        logger.info("nobody waits for the environment %s: stopped", key)
-                        self.engine.stop(f"environment-{key}")
+                for key in [*self._asked]:
+                    try:
+                        self._mind_one(key)
+                    except Exception:  # of one look: the next may go well, and others wait for it
+                        logger.exception("the build of the environment %s was not looked at", key)
                 if not self._asked:
                     self._minding = False
                     return
+
+    def _mind_one(self, key: str) -> None:
+        if self.engine.report(f"environment-{key}").state == "exited":
+            self._asked.pop(key)
+            self._tidy(key)
+        elif time.monotonic() - self._asked[key] > self.ignored:
+            logger.info("nobody waits for the environment %s: stopped", key)
+            self.engine.stop(f"environment-{key}")
+
+    def _tidy_up(self) -> None:
+        """Have what nothing uses any more taken away, in the background, once an hour."""
+        with self._lock:
+            if time.monotonic() < self._tidy_at:
+                return
+            self._tidy_at = time.monotonic() + TIDIED_AGAIN
+        threading.Thread(target=self.tidy, name="tidying", daemon=True).start()
+
+    def tidy(self) -> None:
+        """Take away what nothing has used for long, and what builds that failed have left."""
+        home, now = self.home.parent, time.time()
+        try:
+            for place in home.glob("processes/environment-*/exit.json"):
+                if place.stat().st_mtime < now - FAILED_KEPT:
+                    self.engine.forget(place.parent.name)
+            old = {"before": now - UNUSED_KEPT, "half": now - FAILED_KEPT}
+            for key in built.expired(home, **old):
+                with self._lock:
+                    if built.put_aside(home, key, **old):
+                        logger.info("the environment %s was not used for long: removed", key)
+            built.sweep(home, before=now - FAILED_KEPT)
+            built.discard(home)
+        except Exception:
+            logger.exception("the environments were not tidied: tried again in an hour")
 
     def _tidy(self, key: str) -> None:
         """Take away what a build that failed has left of its folder."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from finery.engines.wanted import Wanted
 
 # What the scoring host imports; ours are shared where the Python is the same.
 HOST = ("httptools", "uvloop", "werkzeug")
+_ANSWERS = 5.0  # seconds that a client is given to say whether an image is here
 _PYTHON = {True: "/opt/finery-env/bin/python", False: "python"}  # with a conda file, without
 
 
@@ -45,6 +46,20 @@ def build(
         "image": image,
         "client": wanted.client,
     }
+
+
+def gone(client: str, image: str, surroundings: Mapping[str, str]) -> bool:
+    """Say whether an image that was here has been removed since; not where nobody answers."""
+    try:
+        asked = subprocess.run(
+            [client, "image", "inspect", image],
+            capture_output=True,
+            timeout=_ANSWERS,
+            env=dict(surroundings),
+        )
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return asked.returncode != 0 and containers.answers(client, surroundings)
 
 
 def _here(client: str, image: str) -> bool:
