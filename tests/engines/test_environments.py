@@ -434,7 +434,7 @@ def test_the_end_of_a_home_ends_what_is_being_built(
     (world.conda() / "wait").touch()
     asset, server = conda("mine", SYSTEM.format(name="numpy")), world.server()
     (pid,) = until(lambda: server.runtime(asset, serving=False) or world.begun())
-    ending._end_builds(SimpleNamespace(engine=world.engine))
+    ending._end_rest(SimpleNamespace(engine=world.engine))
     assert not Path(f"/proc/{pid}").exists()
 
 
