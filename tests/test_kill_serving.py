@@ -6,6 +6,7 @@ behind: instances that go on, and a server that finds them again.
 
 from __future__ import annotations
 
+import http.client
 import json
 import subprocess
 import sys
@@ -88,7 +89,10 @@ class Server:
                 return answer.status, int(json.load(answer))
         except urllib.error.HTTPError as error:
             return error.code, 0
-        except OSError:
+        except (
+            OSError,
+            http.client.HTTPException,
+        ):  # the latter: killed in the middle of an answer
             return 0, 0
 
 
