@@ -103,8 +103,20 @@ class Document:
     name: str  # unique among all seeds and splits
 
     @property
+    def rows_of_text(self) -> list[list[Line]]:
+        """The pieces of text from top to bottom, those at one height together."""
+        found: list[list[Line]] = []
+        for line in sorted(self.lines, key=lambda line: (line.bottom, line.edges[0])):
+            if found and line.bottom - found[-1][0].bottom < 4:
+                found[-1].append(line)
+            else:
+                found.append([line])
+        return [sorted(row, key=lambda line: line.edges[0]) for row in found]
+
+    @property
     def text(self) -> str:
-        return "\n".join(line.text for line in self.lines)
+        """All of it, as a reader would type it."""
+        return "\n".join(" ".join(piece.text for piece in row) for row in self.rows_of_text)
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -295,11 +307,12 @@ def table(page: Page) -> list[Question]:
             page.rule(left - 3, y + 7, right + 3, y + 7, grey=160)
     if grid == "grid":
         page.box(left - 4, 30, right + 3, 46 + 24 * 4 + 7)
-    (one, count, _), (other, _, cost), (third, more, _) = r.sample(rows, 3)
+    (one, count, _), (other, _, cost) = r.sample(rows, 2)
     return [
         ask(r, count, f"What is the quantity of {one}?", f"How many {one} are listed?"),
         ask(r, cost, f"What is the price of {other}?", f"How much is the {other}?"),
-        ask(r, more, f"What is the quantity of {third}?", f"How many {third} are listed?"),
+        ask(r, rows[0][0], "Which item is listed first?", "What is the first item?"),
+        ask(r, rows[-1][0], "Which item is listed last?", "What is the last item?"),
         ask(r, title, "What is the title?", "What is the title of the table?"),
     ]
 
