@@ -627,6 +627,7 @@ def test_a_job_whose_environment_cannot_be_built_fails_with_the_cause(house):
     house.tick(2)
     job = jobs.get(house.store, "j")
     assert job.status == "failed" and job.error["message"] == "no package named nothing"
+    assert job.started_at == job.ended_at  # it never ran
 
 
 def test_the_last_words_of_a_job_are_of_the_rank_that_failed(house, engine):

@@ -266,9 +266,8 @@ def move(
         if to == "running":
             moved = replace(moved, started_at=now)
         if moved.final:
-            moved = replace(
-                moved, ended_at=moved.ended_at or now, started_at=moved.started_at or now
-            )
+            ended = moved.ended_at or now  # of one that never ran: it began when it ended
+            moved = replace(moved, ended_at=ended, started_at=moved.started_at or ended)
         _change(connection, current, moved)
         _event(connection, moved, error, now=now)
     return moved
