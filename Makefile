@@ -11,7 +11,7 @@ export UV_SYSTEM_CERTS = 1
 
 .PHONY: setup quickstart quickstart-vqa test test-all test-gpu check format bench coverage lock clean
 
-setup: .venv/.ready .venv-sdk/.ready .venv-inference/.ready
+setup: .venv/.ready .venv-sdk/.ready
 
 # torch comes from pip, which takes a CPU wheel that lies on the machine; uv does the rest.
 .venv/.ready: pyproject.toml constraints.txt
@@ -42,11 +42,11 @@ quickstart: setup
 quickstart-vqa: setup
 	@$(VENV)/python scripts/quickstart_vqa.py
 
-test: setup
+test: setup .venv-inference/.ready
 	$(SDK)/python -m pytest -q -c tests/sdk/pytest.ini -m "not slow" tests/sdk
 	$(VENV)/python -m pytest -q -m "not slow and not gpu"
 
-test-all: setup
+test-all: setup .venv-inference/.ready
 	$(SDK)/python -m pytest -q -c tests/sdk/pytest.ini tests/sdk
 	$(VENV)/python -m pytest -q -m "not gpu"
 
@@ -63,7 +63,7 @@ format: setup
 	$(VENV)/ruff format .
 	$(VENV)/ruff check --fix .
 
-bench: setup
+bench: setup .venv-inference/.ready
 	$(VENV)/python bench/run.py
 
 coverage: setup

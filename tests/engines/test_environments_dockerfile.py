@@ -189,3 +189,13 @@ def test_links_that_lead_in_a_circle_are_no_files(context, tmp_path: Path) -> No
 def test_passwords_in_addresses_are_not_repeated(context) -> None:
     found = context("FROM x\nRUN curl https://me:secret@x.test/a\n")
     assert "secret" not in found.warnings[0] and "https://****@x.test/a" in found.warnings[0]
+
+
+def test_another_user_and_a_volume_are_named_and_what_no_job_misses_is_not(context) -> None:
+    said = context(
+        "FROM x\nLABEL a=b\nEXPOSE 80\nWORKDIR /app\nUSER root\nUSER nobody\nVOLUME /data\n"
+    ).warnings
+    assert said == (
+        "not honoured: Dockerfile line 6: USER nobody",
+        "not honoured: Dockerfile line 7: VOLUME /data",
+    )

@@ -26,8 +26,7 @@ _DEEPEST = 1000  # characters of a working directory
 _LONGEST = 160  # characters of a line that is quoted
 _WORD = re.compile(r"\$(?:\{(\w+)(?::?-([^}]{0,1000}))?\}|(\w+))")
 _HEREDOC = re.compile(r"<<-?\s*(['\"]?)(\w+)\1")
-_SILENT = {"LABEL", "MAINTAINER", "EXPOSE", "WORKDIR", "SHELL", "ARG", "ENV", "STOPSIGNAL"}
-_SILENT |= {"USER", "FROM", "COPY", "ADD", "RUN", "VOLUME"}  # those that are read in another way
+_SILENT = {"LABEL", "MAINTAINER", "EXPOSE", "SHELL", "STOPSIGNAL"}  # a job misses nothing by them
 _BEFORE = {"sudo", "exec", "if", "then", "else", "elif", "do", "while", "until", "!", "{", "time"}
 # Commands that leave nothing that a job could miss.
 _IDLE = {
@@ -210,7 +209,9 @@ def _take(one: Instruction, found: Read) -> None:
             _copy(one, found)
         case "RUN":
             _run(one, found)
-        case word if word not in _SILENT:
+        case "USER" if one.rest.strip().split(":")[0] in ("root", "0"):
+            pass  # a process here is whoever runs the server, who may be anyone
+        case word if word not in _SILENT and word != "FROM":
             found.missed(one, f"{one.word} {one.rest}")
 
 
