@@ -21,8 +21,9 @@ from pathlib import Path
 import pytest
 
 from finery.config import DEFAULT_WORKSPACE
-from finery.core import endpoints, jobs, workspaces
+from finery.core import endpoints, jobs, references, workspaces
 from finery.core import store as stores
+from finery.core.files import Files
 from finery.core.workspaces import Workspace
 
 FINERY = Path(sys.executable).with_name("finery")
@@ -176,12 +177,20 @@ def test_a_job_is_shown_with_where_its_outputs_lie(tmp_path):
     spec, told = jobs.Command(command="true"), ["this machine has 0"]
     job = jobs.Job(name="j", workspace="w", spec=spec, outputs=outputs, warnings=told)
     jobs.create(kept, replace(job, reused="before"))
+    jobs.create(kept, replace(job, name="unbuilt"))
+    log = references.artifacts("unbuilt", "system_logs/environment.log").removeprefix("file:")
+    datastore, _, path = log.partition("/")
+    built = Files(tmp_path / "files", kept).path("w", datastore, path)
+    built.parent.mkdir(parents=True)
+    built.write_text("no such package\n")
     kept.close()
     shown = finery("job", "show", "j", "--home", tmp_path).stdout
     assert f"model: {place.resolve()}" in shown
     assert "later: file:workspaceblobstore/p" in shown
     assert "{" not in shown and "[" not in shown
     assert "the result of before was kept" in finery("job", "logs", "j", "--home", tmp_path).stdout
+    # A job that has written nothing itself: how its environment was built.
+    assert finery("job", "logs", "unbuilt", "--home", tmp_path).stdout == "no such package\n"
 
 
 def test_an_imported_model_is_registered_with_its_files(server, tmp_path):

@@ -267,12 +267,15 @@ def _place(store: Store, files: Files, workspace: str, location: str) -> str:
 def _print_log(args: argparse.Namespace, store: Store, files: Files, name: str) -> None:
     from finery.core import jobs, references
 
-    datastore, _, path = references.artifacts(name, "user_logs").partition("/")
+    datastore, _, path = references.artifacts(name, "").partition("/")
     job, offsets = jobs.get(store, name), dict[Path, int]()
     folder = files.path(job.workspace, datastore.removeprefix("file:"), path)
     while True:
         final = jobs.get(store, name).final
-        for file in sorted(folder.glob("std_log*")):
+        # Before it wrote a line of its own: how its environment is built.
+        for file in sorted(folder.glob("user_logs/std_log*")) or [
+            *folder.glob("system_logs/environment.log")
+        ]:
             with file.open(errors="replace") as text:
                 text.seek(offsets.get(file, 0))
                 print(text.read(), end="", flush=True)
