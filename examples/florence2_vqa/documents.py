@@ -307,10 +307,13 @@ def table(page: Page) -> list[Question]:
             page.rule(left - 3, y + 7, right + 3, y + 7, grey=160)
     if grid == "grid":
         page.box(left - 4, 30, right + 3, 46 + 24 * 4 + 7)
-    (one, count, _), (other, _, cost) = r.sample(rows, 2)
-    return [
+    one, count, cost = r.choice(rows)
+    of_it = (
         ask(r, count, f"What is the quantity of {one}?", f"How many {one} are listed?"),
-        ask(r, cost, f"What is the price of {other}?", f"How much is the {other}?"),
+        ask(r, cost, f"What is the price of {one}?", f"How much is the {one}?"),
+    )
+    return [
+        r.choice(of_it),
         ask(r, rows[0][0], "Which item is listed first?", "What is the first item?"),
         ask(r, rows[-1][0], "Which item is listed last?", "What is the last item?"),
         ask(r, title, "What is the title?", "What is the title of the table?"),
