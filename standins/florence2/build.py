@@ -30,7 +30,11 @@ import shape  # noqa: E402
 import ship  # noqa: E402
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
-from transformers import Florence2ForConditionalGeneration, Florence2Processor  # noqa: E402
+from transformers import (  # noqa: E402
+    AutoProcessor,
+    Florence2ForConditionalGeneration,
+    Florence2Processor,
+)
 
 SEED, HELD_OUT, HELD = 1, 2, 96
 Net = Florence2ForConditionalGeneration
@@ -317,12 +321,14 @@ def learn(given: argparse.Namespace, drawn: Drawn, rank: int) -> None:
     """Both stages; of several processes each does its part of every batch."""
     torch.manual_seed(0)
     pictures, signs, sheets = torch.from_numpy(drawn[0]), torch.from_numpy(drawn[1]), drawn[2]
-    tokens = shape.tokenizer()
-    processor = shape.processor(tokens)
-    net = shape.model(tokens)
-    shape.begin(net, tokens)
-    if given.begin:
+    if given.begin:  # with its own tokenizer: another's numbers mean other words
+        processor = AutoProcessor.from_pretrained(given.begin)
         net = Net.from_pretrained(given.begin, dtype=torch.float32)
+    else:
+        tokens = shape.tokenizer()
+        processor = shape.processor(tokens)
+        net = shape.model(tokens)
+        shape.begin(net, tokens)
     rate, held = given.rate, slice(len(sheets) - HELD, len(sheets))
     if given.see:
         size = 8 // given.processes
