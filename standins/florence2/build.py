@@ -10,6 +10,7 @@ its output. No network, every draw seeded.
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import os
 import sys
@@ -355,13 +356,18 @@ def learn(given: argparse.Namespace, drawn: Drawn, rank: int) -> None:
         "weights": sum(weight.numel() for weight in net.parameters()),
         "pages": given.pages,
         "word_for_word": exact(net, processor, pictures[held], sheets[held]),
-        "steps": {"see": given.see, "read": given.read},
-        "begun_from_earlier_steps": bool(given.begin),
+        "goes": [*earlier(given.begin), {"see": given.see, "read": given.read}],
         "processes": given.processes,
         "torch": torch.__version__,
     }
     written = ship.save(net, processor, given.out, card=card)
     say(rank, f"{card}\n{written / 1e6:.2f} MB in {given.out}")
+
+
+def earlier(begin: Path | None) -> list[dict[str, int]]:
+    """The steps of each go before this one."""
+    card = begin.parent / "training.json" if begin else None
+    return json.loads(card.read_text())["goes"] if card and card.exists() else []
 
 
 def say(rank: int, text: str) -> None:
@@ -389,7 +395,7 @@ def main() -> int:
     flags.add_argument("--read", type=int, default=2500, help="steps of the second")
     flags.add_argument("--rate", type=float, default=4e-3)
     flags.add_argument("--processes", type=int, default=2, help="each of one thread")
-    flags.add_argument("--begin", type=Path, help="a checkpoint to go on from")
+    flags.add_argument("--begin", type=Path, help="the model/ of an earlier go")
     given = flags.parse_args()
     # One thread a process: two threads wait for each other at every layer on a busy machine.
     torch.set_num_threads(1)

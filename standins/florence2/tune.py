@@ -162,7 +162,7 @@ def main() -> int:
     flags.add_argument("--model", type=Path, default=STANDIN)
     flags.add_argument("--documents", type=int, default=400)
     flags.add_argument("--held-back", type=int, default=40)
-    flags.add_argument("--epochs", type=int, default=2)
+    flags.add_argument("--epochs", type=int, default=3)
     flags.add_argument("--batch", type=int, default=16)
     flags.add_argument("--rate", type=float, default=1e-3)
     flags.add_argument("--lora", type=int, default=0, help="the rank; 0: all weights but the eyes")
