@@ -10,7 +10,6 @@ Weights are on the disk before the last metric goes anywhere.
 from __future__ import annotations
 
 import os
-import shutil
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -201,6 +200,8 @@ def _lora(given: Spec) -> Any:
 
 def _save(given: Spec, trainer: Any, tokenizer: Any, *, tokens: dict[str, Any]) -> None:
     """The best model into the folder, all of it or nothing; then what describes it."""
+    from finery.recipes import progress
+
     model = trainer.accelerator.unwrap_model(trainer.model)
     with folders.filled(given.pytorch_model_folder) as part:
         if given.apply_lora and given.merge_lora_weights:
@@ -221,15 +222,10 @@ def _save(given: Spec, trainer: Any, tokenizer: Any, *, tokens: dict[str, Any]) 
         result = {
             **spec.words(given),
             "model_name": _model_name(given),
-            "steps": trainer.state.global_step,
-            "best_metric": trainer.state.best_metric,
-            "best_model_checkpoint": Path(trainer.state.best_model_checkpoint or "").name,
-            "log_history": trainer.state.log_history,
+            **progress.account(trainer),
         }
         folders.write_json(part / "finetune_args.json", result)
-    for mark in given.pytorch_model_folder.glob("checkpoint-*.part"):
-        shutil.rmtree(mark.with_suffix(""), ignore_errors=True)
-        mark.unlink()
+    progress.clear_halves(given.pytorch_model_folder)
     best = result["best_model_checkpoint"]
     _say(f"saved{' the model of ' + best if best else ''} to {given.pytorch_model_folder}")
 

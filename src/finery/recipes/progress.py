@@ -8,6 +8,7 @@ whole or not taken for one.  How a loss is made is theirs.
 from __future__ import annotations
 
 import re
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -97,3 +98,20 @@ def newest(folder: Path) -> Path | None:
         if match and whole:
             found.append((int(match[1]), path))
     return max(found)[1] if found else None
+
+
+def account(trainer: Any) -> dict[str, Any]:
+    """What a training came to, for the file beside the model."""
+    return {
+        "steps": trainer.state.global_step,
+        "best_metric": trainer.state.best_metric,
+        "best_model_checkpoint": Path(trainer.state.best_model_checkpoint or "").name,
+        "log_history": trainer.state.log_history,
+    }
+
+
+def clear_halves(folder: Path) -> None:
+    """Remove the checkpoints that a killed training had only begun to write."""
+    for mark in folder.glob("checkpoint-*.part"):
+        shutil.rmtree(mark.with_suffix(""), ignore_errors=True)
+        mark.unlink()

@@ -10,7 +10,6 @@ Weights are on the disk before the last metric goes anywhere.
 from __future__ import annotations
 
 import os
-import shutil
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -227,6 +226,8 @@ def _see_once(given: Spec, trainer: Trainer, half: str) -> None:
 
 def _save(given: Spec, trainer: Trainer, processor: Any) -> None:
     """The best model into the folder, all of it or nothing; then what describes it."""
+    from finery.recipes import progress
+
     model = trainer.accelerator.unwrap_model(trainer.model)
     told = folders.read_json(given.preprocess_output / "preprocess_args.json")
     with folders.filled(given.pytorch_model_folder) as part:
@@ -251,15 +252,10 @@ def _save(given: Spec, trainer: Trainer, processor: Any) -> None:
         result = {
             **spec.words(given),
             "model_name": _model_name(given),
-            "steps": trainer.state.global_step,
-            "best_metric": trainer.state.best_metric,
-            "best_model_checkpoint": Path(trainer.state.best_model_checkpoint or "").name,
-            "log_history": trainer.state.log_history,
+            **progress.account(trainer),
         }
         folders.write_json(part / "finetune_args.json", result)
-    for mark in given.pytorch_model_folder.glob("checkpoint-*.part"):
-        shutil.rmtree(mark.with_suffix(""), ignore_errors=True)
-        mark.unlink()
+    progress.clear_halves(given.pytorch_model_folder)
     best = result["best_model_checkpoint"]
     _say(f"saved{' the model of ' + best if best else ''} to {given.pytorch_model_folder}")
 
