@@ -122,7 +122,7 @@ def test_a_server_killed_under_load_finds_its_instances_again_and_callers_only_a
     callers = [threading.Thread(target=call) for _ in range(3)]
     for caller in callers:
         caller.start()
-    until(lambda: seen[200] > 20)
+    until(lambda: len({*pids} - {0}) == 2 and seen[200] > 20, seconds=60)
     before = {*pids} - {0}
     server.kill()
     server.up()

@@ -588,7 +588,8 @@ def test_what_is_held_of_a_body_in_pieces_counts_until_it_is_sent_on(
         held = pool.submit(running.to, "blue", b"hold")
         until(lambda: running.blue.asked)
         waits = pool.submit(running.to, "blue", (b"x" * 50_000 for _ in range(50)))
-        until(lambda: 100_000 < running.door._held < 300_000)
+        # What a server may have read ahead (its own buffer, one read of the socket) comes on top.
+        until(lambda: 100_000 < running.door._held < 1_000_000)
         running.blue.go.set()
         assert held.result().status_code == 200
         assert waits.result().json()["size"] == 2_500_000
