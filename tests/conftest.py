@@ -11,8 +11,11 @@ import pytest
 T = TypeVar("T")
 
 
-def until(condition: Callable[[], T], seconds: float = 20) -> T:
-    """Ask again and again until the answer is true, and return it; fail after `seconds`."""
+def until(condition: Callable[[], T], seconds: float = 60) -> T:
+    """Ask again and again until the answer is true, and return it; fail after `seconds`.
+
+    They only bound how long a failure takes: a machine may stand still for a while.
+    """
     deadline = time.monotonic() + seconds
     while True:
         answer = condition()

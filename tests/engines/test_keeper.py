@@ -34,7 +34,7 @@ def test_it_runs_as_a_file_with_nothing_but_an_interpreter(tmp_path: Path) -> No
     (tmp_path / "process.json").write_text(json.dumps(asked))
     command = [sys.executable, "-I", "-S", str(keeper.__file__), str(tmp_path)]
     for _ in range(2):  # the second finds that it ran already
-        subprocess.run(command, check=True, timeout=20)
+        subprocess.run(command, check=True, timeout=60)
     assert json.loads((tmp_path / "exit.json").read_text())["code"] == 0
     assert (tmp_path / "log").read_text() == "0\n"
 

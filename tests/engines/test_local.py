@@ -133,7 +133,7 @@ def test_a_wish_written_by_a_server_that_died_before_it_sent_a_keeper_is_carried
         patched.setattr(engine, "_send_keeper", lambda directory: None)
         engine.start(a_process("exit 5"))
     assert engine.report("p1").state == "starting"
-    monkeypatch.setattr(local, "PATIENCE", 0.0)
+    os.utime(engine.home / "p1" / "process.json", (0, 0))  # a wish that waits for long
     assert end_of(engine, until).exit_code == 5
 
 
@@ -164,7 +164,7 @@ def test_when_its_keeper_is_killed_nothing_of_it_runs_on(
     os.kill(begun["pid"], signal.SIGKILL)
     end = end_of(engine, until)
     assert (end.exit_code, end.reason) == (None, "lost: its keeper was killed")
-    until(lambda: all(gone(pid) for pid in pids_in(tmp_path / "pids")), seconds=5)
+    until(lambda: all(gone(pid) for pid in pids_in(tmp_path / "pids")))
     assert engine.report("p1") == end, "what was said once holds"
 
 
@@ -176,7 +176,7 @@ def test_a_guard_ends_the_ranks_of_a_killed_keeper_even_when_no_server_looks(
     running(engine, until)
     begun = json.loads((engine.home / "p1" / "started.json").read_text())
     os.kill(begun["pid"], signal.SIGKILL)
-    until(lambda: all(gone(pid) for pid in pids_in(tmp_path / "pids")), seconds=5)
+    until(lambda: all(gone(pid) for pid in pids_in(tmp_path / "pids")))
 
 
 @pytest.fixture
@@ -200,7 +200,7 @@ def test_a_number_that_was_used_again_is_left_alone(
     leftovers.tell(stranger.pid, proc.started(stranger.pid) - 1, signal.SIGKILL)
     assert stranger.poll() is None
     leftovers.tell(stranger.pid, proc.started(stranger.pid), signal.SIGKILL)
-    assert stranger.wait(5) == -signal.SIGKILL
+    assert stranger.wait(60) == -signal.SIGKILL
 
 
 def test_after_a_restart_of_the_machine_it_is_lost_and_no_number_is_trusted(
@@ -235,7 +235,8 @@ def test_stop_asks_first(engine: LocalEngine, a_process: Make, until: Until) -> 
 def test_stop_insists_after_the_grace_period(
     engine: LocalEngine, a_process: Make, until: Until
 ) -> None:
-    engine.start(a_process("trap '' TERM; echo up; while :; do sleep 0.01; done"))
+    line = "trap '' TERM; echo up; while :; do sleep 0.01; done"
+    engine.start(a_process(line, grace=0.2))
     until(lambda: engine.log("p1"))
     engine.stop("p1")
     assert end_of(engine, until, "p1").exit_code == -signal.SIGKILL
@@ -280,7 +281,7 @@ def test_what_a_process_leaves_in_the_background_ends_with_it(
     engine.start(a_process(line))
     assert end_of(engine, until).exit_code == 0
     assert len(pids_in(tmp_path / "pids")) == 2
-    until(lambda: all(gone(pid) for pid in pids_in(tmp_path / "pids")), seconds=5)
+    until(lambda: all(gone(pid) for pid in pids_in(tmp_path / "pids")))
 
 
 def test_no_secret_of_the_server_reaches_a_process_or_others_on_this_machine(

@@ -104,7 +104,7 @@ def test_two_ranks_on_two_nodes_reduce_with_gloo(
     (tmp_path / "reduce.py").write_text(REDUCE)
     line = f"exec {sys.executable} reduce.py"
     engine.start(a_process(line, ranks=2, nodes=2, distribution="pytorch"))
-    until(lambda: engine.report("p1").state == "exited", seconds=120)
+    until(lambda: engine.report("p1").state == "exited", seconds=300)
     said = [engine.log("p1", rank=rank).decode() for rank in (0, 1)]
     assert engine.report("p1").exit_code == 0, said
     share = max(1, engine.capacity().cpus // 2)

@@ -335,13 +335,13 @@ class Keeper:
     def clear(self) -> None:
         """Kill what left its session and so came to us, its reaper; wait for at most 5 s."""
         patience = time.monotonic() + 5
-        while time.monotonic() < patience:
+        while True:  # once at least, however late it is
             self.reap()
             left = proc.children(os.getpid())
-            if not left:
-                return
             for pid in left:
                 proc.kill(pid, signal.SIGKILL)
+            if not left or time.monotonic() > patience:
+                return
             signal.sigtimedwait({signal.SIGCHLD}, 0.1)
 
 
