@@ -70,9 +70,12 @@ class Instance:
             return
         if scope["path"] == "/stream":
             return await self._stream(send)
-        status = 424 if body == b"fail" else 200
+        said = body.split()  # `says 404`: that is its status; `refuses 429`: as a limit of ours
+        status = int(said[1]) if said[:1] in ([b"says"], [b"refuses"]) else 200
         answer = json.dumps({"size": len(body), "path": scope["path"]}).encode()
         start = [(b"content-type", b"application/json"), (b"azureml-model-deployment", b"wrong")]
+        if body.startswith(b"refuses"):
+            start.append((b"x-finery-refused", b"True"))
         if body == b"raise":
             status = 500
             start += [(b"x-ms-run-function-failed", b"True")]
@@ -621,8 +624,34 @@ def test_a_body_that_is_too_large_is_refused(running: Running, pieces: int):
     assert answer.headers["connection"] == "close"  # else the rest would be read all the same
 
 
-def test_what_a_script_s_failure_is_called_goes_through(running: Running):
-    assert running.to("blue", b"fail").status_code == 424
+@pytest.mark.parametrize("status", [302, 400, 401, 404, 408, 418, 422, 424, 429, 500, 503])
+def test_what_a_model_says_outside_2xx_is_424_as_on_azure_with_its_status_and_body(
+    running: Running, status: int
+):
+    answer = running.to("blue", b"says %d" % status)
+    assert answer.status_code == 424
+    assert answer.headers.get_list("ms-azureml-model-error-statuscode") == [str(status)]
+    assert answer.headers["ms-azureml-model-error-reason"] == "model_error"
+    assert answer.json() == {"size": 8, "path": "/score"}
+
+
+@pytest.mark.parametrize("status", [400, 408, 413, 429, 503])
+def test_what_an_instance_refuses_for_us_stays_what_it_is(running: Running, status: int):
+    answer = running.to("blue", b"refuses %d" % status)
+    assert answer.status_code == status
+    assert not {"x-finery-refused", "ms-azureml-model-error-statuscode"} & {*answer.headers}
+
+
+@pytest.mark.parametrize("status", [200, 201, 202, 204])
+def test_what_a_model_says_within_2xx_goes_through(running: Running, status: int):
+    answer = running.to("blue", b"says %d" % status)
+    assert answer.status_code == status
+    assert "ms-azureml-model-error-statuscode" not in answer.headers
+
+
+def test_an_answer_without_a_body_is_one_at_424_too(running: Running):
+    answer = running.to("blue", b"says 304")
+    assert (answer.status_code, answer.content) == (424, b"")
 
 
 def test_a_script_that_raised_is_424_and_says_what_it_was(running: Running):
@@ -644,10 +673,14 @@ def test_copies_go_to_the_mirror_and_never_touch_the_answer(
     running: Running, until: Callable[..., Any]
 ):
     running.share(blue=100, mirror={"green": 50})
-    went = {running.post(content=b"fail").headers["azureml-model-deployment"] for _ in range(10)}
+    went = {
+        running.post(content=b"says 500").headers["azureml-model-deployment"] for _ in range(10)
+    }
     assert went == {"blue"}
     until(lambda: len(running.green.asked) == 5)
     assert len(running.blue.asked) == 10
+    green = endpoints.get_deployment(running.house.store, "ep", "green").id
+    until(lambda: running.door.seen(green).meter.answers == {424: 5})
 
 
 def test_a_mirror_that_hangs_holds_nobody_up(running: Running, until: Callable[..., Any]):
@@ -690,7 +723,7 @@ def samples(text: str) -> dict[str, float]:
 
 def test_what_was_asked_is_told_in_prometheus_text(running: Running):
     running.share(blue=90, green=10)
-    for content in (b"{}", b"{}", b"fail"):
+    for content in (b"{}", b"{}", b"says 400"):
         running.to("blue", content)
     answer = running.client.get("/metrics", headers={"authorization": running.key})
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")

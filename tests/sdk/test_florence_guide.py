@@ -196,7 +196,8 @@ def test_the_florence_guide(
     ):
         with pytest.raises(HttpResponseError, match=why) as refused:
             call(bad)
-        assert refused.value.status_code == 400
+        assert refused.value.status_code == 424
+        assert refused.value.response.headers["ms-azureml-model-error-statuscode"] == "400"
     answer = call(request)
     assert answer["result"] == str({"DocVQA": answer["answer"]})
     assert [answer] * 2 == call([request, request])

@@ -283,7 +283,8 @@ def test_a_raw_script_takes_a_picture_and_gives_one_and_is_changed_for_another(
     assert (answer.status_code, answer.headers["content-type"]) == (200, "image/jpg")
     assert Image.open(io.BytesIO(answer.content)).size == (128, 128)
     refused = send()
-    assert (refused.status_code, refused.text) == (422, "no file was sent")
+    assert (refused.status_code, refused.text) == (424, "no file was sent")
+    assert refused.headers["ms-azureml-model-error-statuscode"] == "422"
 
     deployment.code_configuration = CodeConfiguration(
         code=deployment.code_configuration.code, scoring_script="sizes-score.py"

@@ -129,7 +129,8 @@ def test_pictures_and_questions_become_a_deployment_that_answers(
     assert answers[0] == answers[1] == answers[2]
     with pytest.raises(HttpResponseError, match="is not base64") as refused:
         ask(ml, endpoint.name, {"input_data": [{"image": "?!", "question": question}]})
-    assert refused.value.status_code == 400
+    assert refused.value.status_code == 424
+    assert refused.value.response.headers["ms-azureml-model-error-statuscode"] == "400"
     ml.online_endpoints.begin_delete(name=endpoint.name).wait()
 
 

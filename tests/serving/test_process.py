@@ -130,6 +130,7 @@ def test_errors_speak_the_language_of_their_address(chat: Served) -> None:
     assert (openai.status_code, openai.json()["error"]["param"]) == (400, "n")
     azure = chat.client.post("/score", content=b"{")
     assert azure.status_code == 400
+    assert openai.headers["x-finery-refused"] == azure.headers["x-finery-refused"] == "True"
     assert azure.json()["error"]["code"] == "BadRequest"
     assert "not JSON" in azure.json()["error"]["message"]
     models = chat.client.get("/v1/models").json()["data"]

@@ -105,7 +105,7 @@ def test_a_real_mlflow_model_is_served(tmp_path: Path, capsys: pytest.CaptureFix
         ({}, 400, "input_data: missing"),
         ({"input_data": [{"x": 1.0}], "params": {"k": 1}}, 400, "'k' is not supported"),
         ({"input_data": [{"y": 1.0}]}, 400, "x"),
-        ({"input_data": [{"x": 101.0}]}, 424, "ValueError: too much"),
+        ({"input_data": [{"x": 101.0}]}, 500, "ValueError: too much"),
     ):
         with pytest.raises(Refusal) as refused:
             ask(document)

@@ -95,20 +95,35 @@ def test_what_is_not_there_is_said_to_be_so() -> None:
     play(story, echo)
 
 
-def test_a_script_that_fails_is_424_and_says_why() -> None:
+def test_a_model_that_fails_is_500_and_says_why_for_the_way_in_to_make_it_424() -> None:
     def broken(body: bytes) -> bytes:
         raise script.failed(KeyError("image"), "run()")
 
     async def story(client: httpx.AsyncClient) -> None:
         answer = await client.post("/score", content=b"{}")
-        assert answer.status_code == 424
+        assert answer.status_code == 500
         assert answer.json()["error"] == {
             "code": "ModelError",
             "message": "run() failed: KeyError: 'image'",
         }
-        assert answer.headers["ms-azureml-model-error-statuscode"] == "500"
+        assert answer.headers["ms-azureml-model-error-reason"] == "run() failed: KeyError: 'image'"
+        assert "x-finery-refused" not in answer.headers
 
     play(story, broken)
+
+
+def test_what_a_model_does_not_take_is_its_own_answer_and_a_limit_is_ours() -> None:
+    def choosy(body: bytes) -> bytes:
+        raise wire.invalid("missing", target="input_data")
+
+    async def story(client: httpx.AsyncClient) -> None:
+        answer = await client.post("/score", content=b"{}")
+        assert answer.status_code == 400 and "x-finery-refused" not in answer.headers
+        assert answer.headers["ms-azureml-model-error-reason"] == "input_data: missing"
+        large = await client.post("/score", content=b"x" * 101)
+        assert (large.status_code, large.headers["x-finery-refused"]) == (413, "True")
+
+    play(story, choosy, max_body_bytes=100)
 
 
 def test_a_script_that_tries_to_end_the_process_does_not() -> None:

@@ -6,7 +6,8 @@ A request, and its answer:
      "params": {"max_new_tokens": 64, "num_beams": 3}}
     {"result": "{'DocVQA': '12.50'}", "answer": "12.50"}
 
-A list of requests is answered with a list.  What cannot be answered gets HTTP status 400 and
+A list of requests is answered with a list.  What cannot be answered gets HTTP status 400
+(the endpoint makes it 424 and says 400 in `ms-azureml-model-error-statuscode`) and
 {"error": {"code": "BadRequest", "message": WHY}}, as the SDK reads errors.  Calls that come in
 together are answered together, in one batch of the model.
 """

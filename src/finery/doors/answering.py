@@ -25,8 +25,11 @@ _log = logging.getLogger("finery.doors.scoring")
 
 METHODS = ("GET", "POST")
 GONE, BROKEN = 499, 502  # for the counts: the caller left; the answer broke off
-_FAILED = (b"x-ms-run-function-failed", b"True")
-_ANSWERED = frozenset((b"x-ms-request-id", b"azureml-model-deployment", b"date", b"server"))
+_MINE = b"x-finery-refused"  # an instance marks with it what is not its model's word
+_STATUS, _REASON = b"ms-azureml-model-error-statuscode", b"ms-azureml-model-error-reason"
+_ANSWERED = frozenset(
+    (b"x-ms-request-id", b"azureml-model-deployment", b"date", b"server", _MINE, _STATUS)
+)
 _CODES: dict[type[Failure], str] = {
     errors.Unauthenticated: "Unauthorized",
     errors.Forbidden: "Forbidden",
@@ -96,6 +99,16 @@ async def unless_gone(receive: Receive, work: Awaitable[Any]) -> None:
         watcher.cancel()
 
 
+def status(answer: Answer) -> int:
+    """Return what a caller is told: as on Azure 424 for whatever a model says outside 2xx.
+
+    What the serving process refuses for us (its limits; all that our own chat
+    engine says) is marked as such and stays what it is.
+    """
+    well = 200 <= answer.status < 300
+    return answer.status if well or any(name == _MINE for name, _ in answer.headers) else 424
+
+
 async def pass_on(call: Call, deployment: str, answer: Answer, seconds: float) -> None:
     """Send an answer on as it comes; `seconds` is how long it may say nothing in between."""
     headers = [
@@ -105,14 +118,15 @@ async def pass_on(call: Call, deployment: str, answer: Answer, seconds: float) -
     ]
     headers.append((b"azureml-model-deployment", deployment.encode()))
     headers.append((b"x-ms-request-id", call.id.encode()))
-    status = answer.status
-    if status >= 500 and _FAILED in answer.headers:  # as on Azure: there 500, here 424
-        headers.append((b"ms-azureml-model-error-statuscode", str(status).encode()))
-        status = 424
-    if status >= 400 and not _small(call):
+    told = status(answer)
+    if told == 424:
+        headers.append((_STATUS, str(answer.status).encode()))
+        if not any(name == _REASON for name, _ in headers):
+            headers.append((_REASON, b"model_error"))
+    if told >= 400 and not _small(call):
         headers.append((b"connection", b"close"))  # or the rest of the body would still be read
     call.status = BROKEN  # until it is whole
-    await call.send({"type": "http.response.start", "status": status, "headers": headers})
+    await call.send({"type": "http.response.start", "status": told, "headers": headers})
     more = True
     while more:
         try:
@@ -123,7 +137,7 @@ async def pass_on(call: Call, deployment: str, answer: Answer, seconds: float) -
             return  # incomplete: the server closes the connection, and so the caller can tell
         more = not answer.ended
         await call.send({"type": "http.response.body", "body": part, "more_body": more})
-    call.status = status
+    call.status = told
 
 
 async def answer(call: Call, body: bytes, kind: bytes) -> None:

@@ -354,7 +354,7 @@ class Scoring:
                     try:
                         while await answer.next():
                             pass
-                        status = answer.status
+                        status = answering.status(answer)
                     finally:
                         answer.close()
             finally:

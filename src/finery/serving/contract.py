@@ -41,8 +41,13 @@ def told(refusal: Told) -> Answer:
     """The answer that says it."""
     headers = [(b"content-type", JSON), (FAILED, b"True" if refusal.failed else b"False")]
     if refusal.why:
-        headers.append((b"ms-azureml-model-error-reason", _in_a_header(refusal.why)))
+        headers.append(reason(refusal.why))
     return Answer(refusal.status, headers, json.dumps({"message": refusal.message}).encode())
+
+
+def reason(why: str) -> tuple[bytes, bytes]:
+    """The header that says why, as far as a header can."""
+    return (b"ms-azureml-model-error-reason", _in_a_header(why))
 
 
 def identified(exchange: Exchange) -> None:

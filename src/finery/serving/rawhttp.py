@@ -28,6 +28,7 @@ CONTRIB = "azureml.contrib.services"
 _MODULES = ("aml_request", "aml_response")
 _OURS = frozenset((
     "content-length", "x-request-id", "x-ms-request-id", "x-ms-client-request-id",
+    "x-finery-refused",  # says that it is not the script's answer
     # Of one connection: a script that passes on what another server said has those of another.
     "connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade",
 ))  # fmt: skip

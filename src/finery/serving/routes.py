@@ -6,8 +6,9 @@ POST /score; GET / and /health (/health/live, /health/ready); GET /swagger.json 
 keys are the server's affair: this process listens on loopback and knows one secret.
 
 A script is served as Azure's inference server does it (`contract.py`): where it fails
-the answer is 500 with `x-ms-run-function-failed: True`, and it is the way in to the
-deployment that calls this 424.  Limits (408, 413, 429) are answered here, by us.
+the answer is 500 with `x-ms-run-function-failed: True`.  The way in to the deployment
+calls 424 what a script, or a model without one, answers outside 2xx; what is ours and
+stays what it is (408, 413, 429, and all that the chat engine refuses) is marked for it.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 COMPLETIONS = ("/v1/chat/completions", "/chat/completions")
 SCORED = frozenset(("/score", *COMPLETIONS))
 HEALTH = frozenset(("/health", "/health/live", "/health/ready"))
+_LIMITS = frozenset((401, 408, 413, 429))  # refused by us, never by the model
+_MINE = (b"x-finery-refused", b"True")
 _SMALL = 2**20  # bytes that a request may have where its body means nothing
 
 
@@ -105,8 +108,10 @@ class Host:
         elif isinstance(refusal, Told):
             exchange.send(*contract.told(refusal)[:3])
         else:
-            if refusal.status == 424:
-                exchange.extra.append((b"ms-azureml-model-error-statuscode", b"500"))
+            if self._talk or refusal.status in _LIMITS:
+                exchange.extra.append(_MINE)
+            else:
+                exchange.extra.append(contract.reason(refusal.message))
             if refusal.status == 429:
                 exchange.extra.append((b"retry-after", b"1"))
             document = {"error": {"code": refusal.code, "message": refusal.message}}

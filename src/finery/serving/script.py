@@ -124,7 +124,7 @@ def load(spec: Spec) -> Script:
 
 def failed(error: BaseException, what: str) -> Refusal:
     """What the caller of a model without a script is told when it fails; the log has the rest."""
-    return Refusal(424, "ModelError", f"{what} failed: {type(error).__name__}: {error}")
+    return Refusal(500, "ModelError", f"{what} failed: {type(error).__name__}: {error}")
 
 
 def said(error: BaseException) -> str:

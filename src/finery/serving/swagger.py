@@ -24,11 +24,13 @@ VERSIONS = {"2": ("2", "2.0"), "3": ("3", "3.0"), "3.1": ("3.1",)}
 _OPEN = {"type": "object", "example": {}}
 _ANSWERS = {
     "200": {"description": "the answer", "content": {"application/json": {"schema": {}}}},
-    "400": {"description": "the request makes no sense"},
     "408": {"description": "the request took longer than allowed"},
     "413": {"description": "the body is too large"},
-    "424": {"description": "the model's own code failed"},
     "429": {"description": "too many requests at once"},
+}
+_REFUSED: Document = {
+    "chat": {"400": {"description": "the request makes no sense"}},
+    "pyfunc": {"424": {"description": "the model refused it, or failed: a header says its status"}},
 }
 _INPUT: Document = {
     "chat": {
@@ -58,11 +60,11 @@ def document(spec: Spec, name: str) -> Document:
     """The description of a process that serves a chat or an MLflow model."""
     paths: Document = {
         "/": {"get": {"responses": {"200": {"description": "it is up"}}}},
-        "/score": _post("RunMLService", _INPUT[spec.kind]),
+        "/score": _post("RunMLService", _INPUT[spec.kind], spec.kind),
     }
     if spec.kind == "chat":
         messages = {"type": "object", "required": ["messages"]}
-        paths["/v1/chat/completions"] = _post("ChatCompletions", messages)
+        paths["/v1/chat/completions"] = _post("ChatCompletions", messages, spec.kind)
         paths["/v1/models"] = {"get": {"responses": {"200": {"description": "one model"}}}}
     return {
         "openapi": "3.0.3",
@@ -243,6 +245,7 @@ def _paths(prefix: str, *, health: Document, score: Document, description: Docum
     }
 
 
-def _post(operation: str, schema: Document) -> Document:
+def _post(operation: str, schema: Document, kind: str) -> Document:
     body = {"content": {"application/json": {"schema": schema}}}
-    return {"post": {"operationId": operation, "requestBody": body, "responses": _ANSWERS}}
+    answers = _ANSWERS | _REFUSED[kind]
+    return {"post": {"operationId": operation, "requestBody": body, "responses": answers}}
