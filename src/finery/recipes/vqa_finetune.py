@@ -9,23 +9,19 @@ Weights are on the disk before the last metric goes anywhere.
 
 from __future__ import annotations
 
-import os
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finery import checkpoint
-from finery.recipes import arguments, finetune, folders, hyperparameters, spec, vqa_preprocess
-from finery.recipes.hyperparameters import Hyperparameters
+from finery.recipes import arguments, folders, hyperparameters, spec, training, vqa_preprocess
 from finery.recipes.metrics import Reporter
 from finery.recipes.spec import Failed, WrongWords, flag
+from finery.recipes.training import Training
 
 if TYPE_CHECKING:
     from finery.recipes.vqa_trainer import Trainer
 
-BESIDE = ("MLmodel", "LICENSE", "LICENSE.txt", "finetune_config.json")
 SETTINGS = "vqa.json"
 SEEN_AT_ONCE = 8  # pictures, with no gradient to keep
 LANGUAGE = r".*language_model.*\.(q_proj|k_proj|v_proj|out_proj|fc1|fc2)"
@@ -33,12 +29,9 @@ VISION = r".*vision_tower.*\.(qkv|proj|fc1|fc2)"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spec(Hyperparameters):
-    """How to train, on what, from what, and where to."""
+class Spec(Training):
+    """A training, and what pictures and answers need besides."""
 
-    preprocess_output: Path = flag(help="the folder of prepared rows")
-    model_selector_output: Path = flag(help="the folder of the imported base model")
-    pytorch_model_folder: Path = flag(help="the folder to fill")
     freeze_vision_tower: bool = flag(True, help="the part that sees learns nothing, only language")
     warmup_ratio: float = flag(0.0, help="the same as a part of all steps", low=0, high=0.99)
     num_beams: int = flag(3, help="answers followed at once in generation", low=1, high=16)
@@ -67,67 +60,32 @@ def check(given: Spec) -> None:
 
 def work(given: Spec) -> None:
     """Trains and saves; every process of a distributed run does this."""
-    try:
-        check(given)
-    except WrongWords as error:
-        raise Failed(str(error)) from error
-    if os.environ.get("WORLD_SIZE", "1") == "1":
-        # A rank is what accelerate takes for a distributed run, which costs one process a third.
-        os.environ.pop("LOCAL_RANK", None)
-    import torch
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    if not torch.cuda.is_available() and os.environ.get("OMP_NUM_THREADS"):
-        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    for note in finetune.notes(given, gpus=torch.cuda.device_count()):
-        _say(note)
-    reporter = Reporter()
-    tags = {"run_algorithm": "visual-question-answering"}
-    reporter.describe(params=spec.words(given), tags=tags)
-    try:
-        with warnings.catch_warnings():
-            # What the libraries tell each other of their next versions helps no reader of this log.
-            warnings.simplefilter("ignore", FutureWarning)
-            _train(given, reporter)
-    finally:
-        reporter.close()
+    training.run(given, _train, check=check, algorithm="visual-question-answering")
 
 
 def _train(given: Spec, reporter: Reporter) -> None:
-    from finery.recipes import progress, vqa_features
+    from finery.recipes import vqa_features
 
-    given.pytorch_model_folder.mkdir(parents=True, exist_ok=True)
-    resume = progress.newest(given.pytorch_model_folder) if given.resume_from_checkpoint else None
-    if given.resume_from_checkpoint and resume is None:
-        _say("resume_from_checkpoint: there is no checkpoint yet; training starts at step 0")
+    point = training.newest(given)
     trainer, processor, half = _trainer(given, reporter)
     _say_plan(given, trainer)
-    if resume is not None:
-        trainer.resumed_step = int(resume.name.rpartition("-")[2])
-        _say(f"goes on from {resume.name}")
-        reporter.log({"checkpoint_load_step": trainer.resumed_step}, step=trainer.resumed_step)
+    training.resumed(trainer, point, reporter)
     try:
         if given.freeze_vision_tower:
             _see_once(given, trainer, half)
-        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        trainer.train(resume_from_checkpoint=str(point) if point else None)
     finally:
         vqa_features.detach(trainer.model)
         if trainer.args.should_save:
             (given.pytorch_model_folder / vqa_features.FILE).unlink(missing_ok=True)
     if trainer.args.should_save:
-        _save(given, trainer, processor)
-        best = trainer.state.best_metric
-        tags = {"score": best} if best is not None else {}
-        reporter.describe(tags={**tags, "model_name": _model_name(given)})
+        settings = {SETTINGS: _settings(given)}
+        training.save(given, trainer, processor, reporter, settings=settings)
     trainer.accelerator.wait_for_everyone()
 
 
 def _trainer(given: Spec, reporter: Reporter) -> tuple[Trainer, Any, str]:
     """(the trainer, the model's processor, the 16-bit kind to compute in)."""
-    from transformers import EarlyStoppingCallback
-
     from finery.recipes import pictures, vqa_encoding, vqa_trainer
 
     told = folders.read_json(given.preprocess_output / "preprocess_args.json")
@@ -139,7 +97,6 @@ def _trainer(given: Spec, reporter: Reporter) -> tuple[Trainer, Any, str]:
     encoder = vqa_encoding.Encoder(
         processor, model.config, model.generation_config, task_prompt=told["task_prompt"]
     )
-    stop = EarlyStoppingCallback(given.early_stopping_patience, given.early_stopping_threshold)
     shared = arguments.shared(
         given, folder=given.pytorch_model_folder, rows=len(rows), half=half, evaluates=evaluates
     )
@@ -154,7 +111,7 @@ def _trainer(given: Spec, reporter: Reporter) -> tuple[Trainer, Any, str]:
         answering=answering,
         shelf=shelf,
         reporter=reporter,
-        callbacks=[stop] if given.apply_early_stopping else [],
+        callbacks=training.early_stopping(given),
     )
     return trainer, processor, half
 
@@ -166,7 +123,7 @@ def _model(given: Spec) -> tuple[Any, Any, str]:
     try:
         folder = checkpoint.fetch(given.model_selector_output)
         half, why = arguments.precision(given, folder)
-        _say(why)
+        training.say(why)
         model = checkpoint.load(
             given.model_selector_output,
             # A frozen base may be kept in 16 bits; weights that are trained need all 32.
@@ -224,45 +181,14 @@ def _see_once(given: Spec, trainer: Trainer, half: str) -> None:
         trainer.batches.pictures = found
 
 
-def _save(given: Spec, trainer: Trainer, processor: Any) -> None:
-    """The best model into the folder, all of it or nothing; then what describes it."""
-    from finery.recipes import progress
-
-    model = trainer.accelerator.unwrap_model(trainer.model)
+def _settings(given: Spec) -> dict[str, Any]:
+    """How the model is to be asked: as it was in training."""
     told = folders.read_json(given.preprocess_output / "preprocess_args.json")
-    with folders.filled(given.pytorch_model_folder) as part:
-        if given.apply_lora and given.merge_lora_weights:
-            model = model.merge_and_unload()
-        model.save_pretrained(str(part))
-        processor.save_pretrained(str(part))
-        (part / "README.md").unlink(missing_ok=True)  # peft's empty form for a model card
-        for name in BESIDE:
-            source = given.model_selector_output / name
-            if source.is_file() and not (part / name).exists():
-                folders.link(source, part / name)
-        if given.apply_lora and not given.merge_lora_weights:
-            # An adapter is nothing without its base: what is registered must stand alone.
-            folders.link_tree(checkpoint.fetch(given.model_selector_output), part / "base")
-        settings = {
-            "task_prompt": told["task_prompt"],
-            "num_beams": given.num_beams,
-            "max_answer_length": given.max_answer_length,
-        }
-        folders.write_json(part / SETTINGS, settings)
-        result = {
-            **spec.words(given),
-            "model_name": _model_name(given),
-            **progress.account(trainer),
-        }
-        folders.write_json(part / "finetune_args.json", result)
-    progress.clear_halves(given.pytorch_model_folder)
-    best = result["best_model_checkpoint"]
-    _say(f"saved{' the model of ' + best if best else ''} to {given.pytorch_model_folder}")
-
-
-def _model_name(given: Spec) -> str:
-    chosen = folders.read_json(given.model_selector_output / "model_selector_args.json")
-    return str(chosen.get("model_name") or given.model_selector_output.name)
+    return {
+        "task_prompt": told["task_prompt"],
+        "num_beams": given.num_beams,
+        "max_answer_length": given.max_answer_length,
+    }
 
 
 def _say_plan(given: Spec, trainer: Trainer) -> None:
@@ -270,16 +196,11 @@ def _say_plan(given: Spec, trainer: Trainer) -> None:
     total = trainer.model.num_parameters()
     kind = "LoRA" if given.apply_lora else "full"
     sees = "frozen" if given.freeze_vision_tower else "trained"
-    _say(
-        f"{kind} fine-tuning of {_model_name(given)}, vision tower {sees}: {learned:,} of"
+    training.say(
+        f"{kind} fine-tuning of {training.model_name(given)}, vision tower {sees}: {learned:,} of"
         f" {total:,} parameters, {len(trainer.train_dataset)} rows, {given.num_train_epochs}"
         f" epochs, device {trainer.args.device}"
     )
-
-
-def _say(text: str) -> None:
-    if os.environ.get("RANK", "0") == "0":
-        print(text, flush=True)
 
 
 if __name__ == "__main__":
