@@ -262,8 +262,8 @@ def test_a_slow_input_is_let_go_when_its_job_is_cancelled(
     thread.start()
     until(lambda: [*place.inputs.rglob(".data.part")])
     jobs.cancel(store, "j")
-    thread.join(20)
-    assert raised and over.wait(20)
+    thread.join(60)
+    assert raised and over.wait(60)
     assert not [file for file in place.inputs.rglob("*") if file.is_file()]
 
 
@@ -301,7 +301,7 @@ def test_a_source_that_says_nothing_keeps_no_server_that_ends(house, until):
         with taken:
             begun = time.monotonic()
             house.supervisor.end()
-            assert time.monotonic() - begun < 20, "its own patience is 60 seconds"
+            assert time.monotonic() - begun < 45, "its own patience is 60 seconds"
     assert house.status() == "preparing"
 
 
