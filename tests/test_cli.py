@@ -240,7 +240,7 @@ def test_an_endpoint_s_logs_are_shown_and_its_traffic_goes_back(tmp_path):
     back = finery("endpoint", "rollback", "ep", "--json", "--home", tmp_path)
     assert json.loads(back.stdout) == [{"endpoint": "ep", "traffic": {}, "mirror": {}}]
     assert endpoints.get(kept, "ep").traffic == {}
-    never = finery("endpoint", "rollback", "ep", "-d", "blue", "--home", tmp_path)
+    never = finery("endpoint", "rollback", "ep", "-d", "blue", "--no-wait", "--home", tmp_path)
     assert (never.returncode, "has run nothing before" in never.stderr) == (1, True)
     kept.close()
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finery import config
+from finery.cli import rollback
 from finery.cli.refused import Refused
 
 HOME_IS = "where everything is kept (default: $FINERY_HOME, or ~/.finery)"
@@ -46,9 +47,16 @@ def add(words: Any) -> None:
     logs.add_argument("name")
     logs.add_argument("--deployment", "-d")
     logs.add_argument("--lines", type=int, default=100)
-    back = word(endpoint, "rollback", endpoint_rollback)
+    back = word(endpoint, "rollback", rollback.rollback)
     back.add_argument("name")
-    back.add_argument("--deployment", "-d", help="what this one runs, instead of the traffic")
+    back.add_argument(
+        "--deployment",
+        "-d",
+        help="what this one runs, instead of the traffic; waits until it serves that again",
+    )
+    back.add_argument(
+        "--no-wait", dest="wait", action="store_false", help="do not wait until it does"
+    )
 
 
 def job_list(args: argparse.Namespace) -> None:
@@ -223,21 +231,6 @@ def endpoint_logs(args: argparse.Namespace) -> None:
         if args.deployment in (None, deployment.name):
             print(f"==> {deployment.name} ({deployment.status}) <==")
             print(instances.logs(home, deployment, lines=args.lines), end="")
-
-
-def endpoint_rollback(args: argparse.Namespace) -> None:
-    """Give an endpoint's traffic, or what a deployment runs, back what it was before."""
-    from finery.core import rollback
-
-    # A running server notices within a second.
-    store, _, _ = open_home(args)
-    if args.deployment:
-        made = rollback.deployment(store, args.name, args.deployment)
-        found: dict[str, Any] = {"deployment": made.name, "status": made.status}
-    else:
-        back = rollback.traffic(store, args.name)
-        found = {"endpoint": back.name, "traffic": back.traffic, "mirror": back.mirror}
-    table(args, [found], tuple(found))
 
 
 def _job(job: Any) -> dict[str, Any]:
