@@ -137,7 +137,14 @@ def create(settings: Settings, *, http: str, https: str) -> Platform:
     )
     mlflow = Mlflow(house, home, settings.database or None)
     way_in = scoring.Scoring(house)
-    built = Environments(home, engine=engine, locate=files.locate, strict=settings.strict)
+    built = Environments(
+        home,
+        engine=engine,
+        locate=files.locate,
+        kind=_kind,
+        strict=settings.strict,
+        own_packages=settings.own_packages,
+    )
     upkeep = Upkeep(
         store,
         files,

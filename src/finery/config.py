@@ -22,6 +22,7 @@ class Settings:
     database: str = ""  # a SQLAlchemy URL; empty: SQLite in the home
     warm_idle: float = 600  # seconds after which an idle warm parent ends
     strict: bool = False  # what an environment asks for and does not get is an error
+    own_packages: bool = False  # models run with ours, whatever they ask for
 
 
 def home(given: str | None) -> Path:
@@ -36,3 +37,8 @@ def database() -> str:
 def strict() -> bool:
     """Say whether FINERY_STRICT_ENVIRONMENTS asks for errors instead of warnings."""
     return os.environ.get("FINERY_STRICT_ENVIRONMENTS", "").lower() in ("1", "true", "yes", "on")
+
+
+def own_packages() -> bool:
+    """Say whether FINERY_MODEL_PACKAGES asks for ours in the place of a model's own."""
+    return os.environ.get("FINERY_MODEL_PACKAGES", "").lower() == "own"

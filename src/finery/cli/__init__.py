@@ -57,6 +57,7 @@ def up(args: argparse.Namespace) -> None:
         models=args.models,
         database=config.database(),
         strict=args.strict or config.strict(),
+        own_packages=config.own_packages(),
     )
 
     def ready(platform: app.Platform) -> None:

@@ -171,7 +171,8 @@ class Environments(Protocol):
     ) -> Runtime | None:
         """Return what runs in an environment; None while it is being built: ask again.
 
-        No environment means our own interpreter.  `serving`: it has to hold what
+        No environment means our own interpreter.  A model in its place stands for what it
+        asks for itself, where it is one that does.  `serving`: it has to hold what
         a serving process needs as well.  `log`: where the log of its building is
         to be seen, where there is one, from the first line on.  Raises `Failure`
         with the cause where it cannot be had.

@@ -12,11 +12,13 @@ import re
 import shutil
 import zlib
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from finery.core import assets, launch, references
+from finery.core.assets import Asset
 from finery.core.compute import Process, Runtime
 from finery.core.endpoints import Deployment
 from finery.core.errors import Conflict, Failure
@@ -56,6 +58,23 @@ def started(home: Path, deployment: Deployment) -> set[str]:
 def longest(deployment: Deployment) -> float:
     """Return the seconds that a request may take, from its arrival to its last byte."""
     return (deployment.spec.max_queue_wait_ms + deployment.spec.request_timeout_ms) / 1000
+
+
+def environment(store: Store, deployment: Deployment) -> Asset | None:
+    """Return what says where instances run: the environment that is named, else a model alone.
+
+    Neither where there is code and no environment.
+    """
+    spec = deployment.spec
+    if spec.environment:
+        return assets.by_ref(store, spec.environment)
+    if spec.script or not spec.model:
+        return None
+    scope, location = references.location(store, spec.model)
+    scope = scope or deployment.workspace
+    if not spec.model.startswith("asset:"):
+        return Asset(scope=scope, kind="model", name=spec.model, location=location)
+    return replace(assets.by_ref(store, spec.model), scope=scope, location=location)
 
 
 def process(

@@ -18,7 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
 
-from finery.core import assets, compute, endpoints, instances, probing, rollback
+from finery.core import compute, endpoints, instances, probing, rollback
 from finery.core.attempts import Attempts
 from finery.core.compute import Engine, Environments, Report
 from finery.core.endpoints import Deployment
@@ -347,9 +347,8 @@ class Upkeep:
             logger.warning("deployment %s: instance %s waits: %s", deployment.name, instance, exc)
 
     def _start(self, deployment: Deployment, instance: int) -> None:
-        spec = deployment.spec
         place = instances.place(self.home, deployment, instance)
-        environment = assets.by_ref(self.store, spec.environment) if spec.environment else None
+        environment = instances.environment(self.store, deployment)
         log = instances.build_log(place)
         runtime = self.environments.runtime(environment, serving=True, log=log)
         if runtime is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -62,15 +63,18 @@ class Read:
     by_conda: bool = False  # it names what only conda has
 
 
-def read(text: str) -> Read:
-    """Return what a conda file asks for.  Raises `Invalid` where it says nothing sensible."""
+def read(text: str, *, folder: Path | None = None) -> Read:
+    """Return what a conda file asks for.  Raises `Invalid` where it says nothing sensible.
+
+    `folder`: where files that its pip section names are; None: nowhere.
+    """
     document = _document(text)
     listed = document.get("dependencies") or []
     if not isinstance(listed, list) or len(listed) > MOST:
         raise Invalid(f"the conda file's dependencies are no list of at most {MOST}")
     specs, pip = _sorted(listed)
     found = of(specs)
-    lines = requirements.read(pip, where="the conda file's pip section")
+    lines = requirements.read(pip, folder=folder, where="the conda file's pip section")
     unknown = [str(key)[:80] for key in document if key not in _KEYS and isinstance(key, str)]
     warnings = [f"not honoured: {key!r} of the conda file" for key in unknown]
     return Read(

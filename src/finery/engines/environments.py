@@ -20,7 +20,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -76,21 +76,26 @@ class Environments:
         *,
         engine: Engine,
         locate: Locate,
+        kind: Callable[[Path], str] = lambda model: "pyfunc",
         strict: bool = False,
+        own_packages: bool = False,
         surroundings: Mapping[str, str] | None = None,
         ignored: float = 30.0,
         patience: float = 0.3,
     ) -> None:
-        """`strict`: what cannot be honoured is an error, instead of a warning.
+        """`kind`: how a model that comes without code is served: only "pyfunc" is its own business.
 
+        `strict`: what cannot be honoured is an error, instead of a warning.
+        `own_packages`: models run with ours, whatever they ask for, and are warned of it.
         `ignored`: seconds after which a build that nobody asks for is stopped.
         `patience`: seconds that one waits for what is read or looked for the first time.
         """
         self.home = home.absolute() / "environments"
-        self.engine, self.locate, self.strict = engine, locate, strict
+        self.engine, self.locate, self.kind = engine, locate, kind
+        self.strict, self.own_packages = strict, own_packages
         self.ignored = ignored
         self._surroundings = dict(os.environ if surroundings is None else surroundings)
-        self._wishes: dict[tuple[str, bool, str], tuple[Wanted, str]] = {}
+        self._wishes: dict[tuple[str, ...], tuple[Wanted, str]] = {}
         self._aside = aside.Aside(patience)
         self._engine_client: str | None = None  # not looked for yet
         self._look_at = 0.0  # when to look for a container engine again
@@ -121,6 +126,7 @@ class Environments:
         if found and self._gone(key, found):
             return None
         if found:
+            self._check_whole(environment, found.warnings)
             return found
         with self._lock:
             return self._step(environment, wish, key, log)
@@ -155,12 +161,12 @@ class Environments:
 
         None while it is being read: a whole build context may be.
         """
-        known = (environment.ref, serving, client)
+        known = (environment.ref, environment.location, str(serving), client)
         with self._lock:
             if known in self._wishes:
                 return self._wishes[known]
         found = self._aside.answer(known, lambda: self._read(environment, serving, client))
-        if found is not None:
+        if found is not None and environment.version:
             with self._lock:
                 if len(self._wishes) >= MOST_KNOWN:
                     self._wishes.clear()
@@ -170,20 +176,37 @@ class Environments:
     def _read(self, environment: Asset, serving: bool, client: str) -> tuple[Wanted, str]:
         try:
             here = bool(interpreters.conda(self._surroundings.get("PATH")))
-            wish = wanted.of(
-                environment, self.locate, serving=serving, client=client, conda_here=here
-            )
+            if environment.kind == "model":
+                wish = self._of_model(environment, serving, here)
+            else:
+                wish = wanted.of(
+                    environment, self.locate, serving=serving, client=client, conda_here=here
+                )
         except Failure as exc:
-            raise type(exc)(
-                f"the environment {environment.name!r}: {exc}", target="environment"
-            ) from exc
-        if self.strict and wish.warnings:
+            said = f"{_called(environment)}: {exc}{_way_out(environment)}"
+            raise type(exc)(said, target="environment") from exc
+        self._check_whole(environment, wish.warnings)
+        return wish, "" if wish.ours else wish.key(*_about(wish))
+
+    def _of_model(self, model: Asset, serving: bool, conda_here: bool) -> Wanted:
+        """Return what an MLflow model asks for; ours, for any other: its start says what it is."""
+        try:
+            folder = self.locate(model.scope, model.location)
+            if self.kind(folder) != "pyfunc":
+                return Wanted(on_ours=True)
+        except Failure:
+            return Wanted(on_ours=True)
+        own = self.own_packages
+        return wanted.of_model(folder, serving=serving, conda_here=conda_here, own=own)
+
+    def _check_whole(self, environment: Asset, warnings: Sequence[str]) -> None:
+        """Raise `NotSupported` where something is not honoured and this server is strict."""
+        if self.strict and warnings:
             raise NotSupported(
-                f"the environment {environment.name!r} cannot be honoured whole, and this "
-                f"server is strict about that: {'; '.join(wish.warnings)}",
+                f"{_called(environment)} cannot be honoured whole, and this server is strict "
+                f"about that: {'; '.join(warnings)}",
                 target="environment",
             )
-        return wish, "" if wish.ours else wish.key(*_about(wish))
 
     def _gone(self, key: str, runtime: Runtime) -> bool:
         """Whether an image that is ready has been removed since, or that is not known yet."""
@@ -354,9 +377,23 @@ class Environments:
 
 def _failure(environment: Asset, cause: str, invalid: bool) -> Failure:
     return (Invalid if invalid else Unavailable)(
-        f"the environment {environment.name!r} could not be built: {cause} (the whole log: "
-        "environment.log)",
+        f"{_called(environment)} could not be built: {cause} (the whole log: environment.log)"
+        f"{_way_out(environment)}",
         target="environment",
+    )
+
+
+def _called(environment: Asset) -> str:
+    return f"the environment {'of the model ' * (environment.kind == 'model')}{environment.name!r}"
+
+
+def _way_out(environment: Asset) -> str:
+    """Say what to do where a model's own wishes cannot be met: on a machine that is offline, say"""
+    if environment.kind != "model":
+        return ""
+    return (
+        "; to have it run with Finery's own packages, name a curated environment in the "
+        "deployment, or start the server with FINERY_MODEL_PACKAGES=own"
     )
 
 

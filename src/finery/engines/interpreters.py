@@ -52,10 +52,7 @@ def conda(path: str | None = None) -> str | None:
 
 def choose(asked: str, *, serving: bool, say: Callable[[str], None]) -> Chosen:
     """Return the interpreter for what is asked, as in ">=3.8" or "==3.10.*"."""
-    try:
-        wanted = SpecifierSet(asked)
-    except InvalidSpecifier as exc:
-        raise Invalid(f"the asked Python version {asked!r} is no version: {exc}") from exc
+    wanted = _range(asked)
     if wanted.contains(OURS, prereleases=True):
         return _ours()
     fitting = [minor for minor in _MINORS if _could(wanted, minor)]
@@ -78,6 +75,11 @@ def choose(asked: str, *, serving: bool, say: Callable[[str], None]) -> Chosen:
     )
 
 
+def suits(asked: str) -> bool:
+    """Say whether our own Python is what is asked for."""
+    return _range(asked).contains(OURS, prereleases=True)
+
+
 def fits(ours: Distribution | None, line: str) -> bool:
     """Say whether a package of ours is what a line of a requirements file asks for."""
     if ours is None:
@@ -87,6 +89,13 @@ def fits(ours: Distribution | None, line: str) -> bool:
     except InvalidRequirement:
         return False
     return not asked.url and asked.specifier.contains(ours.version, prereleases=True)
+
+
+def _range(asked: str) -> SpecifierSet:
+    try:
+        return SpecifierSet(asked)
+    except InvalidSpecifier as exc:
+        raise Invalid(f"the asked Python version {asked!r} is no version: {exc}") from exc
 
 
 def _ours(*warnings: str) -> Chosen:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, unquote
@@ -71,11 +72,14 @@ def hidden(text: str) -> str:
     return re.sub(r"://[^/@\s]+@", "://****@", text)
 
 
-def text(path: Path) -> str:
+def text(path: Path, *, largest: int = LARGEST) -> str:
     """Return what a file of a stranger says.  Raises `Invalid` where it is no text, or large."""
     try:
-        if path.stat().st_size > LARGEST:
-            raise Invalid(f"{path.name} is larger than {LARGEST >> 20} MiB", target=path.name)
+        told = path.stat()
+        if not stat.S_ISREG(told.st_mode):  # a pipe would never say anything
+            raise Invalid(f"{path.name} is no file", target=path.name)
+        if told.st_size > largest:
+            raise Invalid(f"{path.name} is larger than {largest >> 20} MiB", target=path.name)
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as exc:
         raise Invalid(f"{path.name} is no text: {exc}", target=path.name) from exc

@@ -1,7 +1,7 @@
 """What an environment asks for, in our words: the same for a conda file, a Dockerfile, an image.
 
-`of` reads an environment's spec; its readers are `conda.py`, `dockerfile.py`
-and `requirements.py`.  Nothing is installed here (`building.py`), and nothing
+`of` reads an environment's spec; its readers are `conda.py`, `dockerfile.py`,
+`mlmodel.py` and `requirements.py`.  Nothing is installed here (`building.py`), and nothing
 of what is read is executed.
 """
 
@@ -15,8 +15,9 @@ from pathlib import Path
 
 from finery.core.assets import Asset
 from finery.core.errors import Invalid
-from finery.engines import conda, dockerfile, requirements, sharing
+from finery.engines import conda, dockerfile, interpreters, mlmodel, requirements, sharing
 
+MOST_TOLD = 50  # warnings of one model
 _LARGE = 16 << 20  # bytes of a file
 Locate = Callable[[str, str], Path]  # (workspace, location) -> where its bytes are
 
@@ -85,6 +86,53 @@ def of(
                 target="environment",
             )
     return replace(wanted, serving=serving)
+
+
+def of_model(model: Path, *, serving: bool, conda_here: bool = False, own: bool = False) -> Wanted:
+    """Return what an MLflow model asks for itself; ours, where that is what it would get.
+
+    `own`: it is to be ours whatever it asks for, with a warning for each line that ours is not.
+    """
+    read = mlmodel.read(model)
+    if read is None:
+        return Wanted(on_ours=True, serving=serving)
+    asks, lacking = read.asks, _lacking(read.asks)
+    by_conda = conda_here and asks.by_conda and "mlflow" in map(requirements.name, asks.lines)
+    wanted = Wanted(variables=asks.variables, notes=asks.notes, serving=serving)
+    if own or not (lacking or by_conda):
+        return replace(wanted, on_ours=True, warnings=(*asks.warnings, *lacking))
+    named = [line for line in asks.lines if requirements.local(line) is not None]
+    return replace(
+        wanted,
+        python=asks.python,
+        steps=(asks.lines,) if asks.lines else (),
+        conda=read.conda,
+        by_conda=by_conda,
+        folder=str(read.folder) if named else "",
+        warnings=() if by_conda else asks.warnings,
+    )
+
+
+def _lacking(asks: conda.Read) -> list[str]:
+    """Return, as warnings, what a model asks for and our own interpreter is not."""
+    found = []
+    if not interpreters.suits(asks.python):
+        found.append(
+            f"not honoured: the model asks for Python {asks.python}, and it is {interpreters.OURS}"
+        )
+    for line in asks.lines:
+        # What a file of constraints says is for the installer to read.
+        if line.startswith("--constraint") or not sharing.satisfied([line]):
+            one = sharing.packages().get(requirements.name(line))
+            here = f"{one.name} {one.version} is here" if one else "it is not here"
+            found.append(f"not honoured: the model's {_said(line)}: {here}")
+    return found[:MOST_TOLD]
+
+
+def _said(line: str) -> str:
+    """Return a line as its writer knows it: without where its file is on this machine."""
+    path = requirements.local(line)
+    return path.name if path is not None else requirements.hidden(line)[:200]
 
 
 def _of_conda(text: str, image: str, conda_here: bool) -> Wanted:

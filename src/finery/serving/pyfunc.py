@@ -7,6 +7,7 @@ tables as records.  The model's signature decides what a list means.
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -25,9 +26,10 @@ def load(spec: Spec) -> Callable[[bytes], bytes]:
     folder = mlflow_folder(Path(spec.model))
     if folder is None:
         raise BadSpec(f"model: there is no MLmodel in {spec.model}")
-    import mlflow.pyfunc
-
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when it is imported
     try:
+        import mlflow.pyfunc
+
         model = mlflow.pyfunc.load_model(str(folder))
     except Exception as error:
         traceback.print_exc()
@@ -46,7 +48,7 @@ def _scored(model: Any, body: bytes) -> bytes:
     params = fields.of(document.get("params") or {}, "params", known=_param_names(model))
     data = data_in(document["input_data"], columns=_columns(model))
     try:
-        result = model.predict(data, params=params or None)
+        result = model.predict(data, params=params) if params else model.predict(data)
     except MlflowException as error:
         if error.error_code in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST"):
             raise invalid(str(error), target="input_data") from error
@@ -134,5 +136,6 @@ def _columns(model: Any) -> list[str]:
 
 
 def _param_names(model: Any) -> tuple[str, ...]:
-    schema = model.metadata.get_params_schema()
+    asked = getattr(model.metadata, "get_params_schema", None)  # from MLflow 2.6 on
+    schema = asked() if asked else None
     return tuple(param.name for param in schema.params) if schema else ()
