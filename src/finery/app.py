@@ -36,7 +36,7 @@ from finery.core.store import FULL, Store, sqlite_url
 from finery.core.supervisor import Supervisor
 from finery.core.upkeep import Upkeep
 from finery.core.workspaces import Keys, Workspace
-from finery.doors import scoring
+from finery.doors import metering, scoring
 from finery.doors.azureml import (
     assets,
     catalog,
@@ -84,6 +84,7 @@ SILENT: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False}
 WORDINGS: tuple[tuple[str, Callable[[Request, Exception], Response]], ...] = (
     ("/openai", openai_wire.failure),
     ("/blob", storage.failure),
+    ("/studio", pages.failure),
     ("/", azureml_wire.failure),
 )
 
@@ -131,6 +132,11 @@ def create(settings: Settings, *, http: str, https: str) -> Platform:
         log=engine.log,
         instance_logs=lambda deployment, lines: instances.logs(home, deployment, lines=lines),
         services=lambda job: services.states(engine, job, home=home),
+        probes=lambda process: {
+            kind: watch for (of, kind), watch in [*upkeep.watches.items()] if of == process
+        },
+        seen=lambda deployment: metering.summary(way_in.seen(deployment)),
+        kind=_kind,
         capacity=engine.capacity,
         default_workspace=DEFAULT_WORKSPACE,
         tiny=settings.models == "tiny",

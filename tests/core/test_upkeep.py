@@ -876,7 +876,7 @@ def test_many_updates_leave_the_logs_of_a_few(house, engine):
         house.tick()
     assert len(house.folders()) == 9, "eight that ended, and the one at work"
     assert (len(engine.alive), house.upkeep._leaving) == (1, {})
-    assert {id for id, _ in house.upkeep._watches} == {house.blue.process(0)}
+    assert {id for id, _ in house.upkeep.watches} == {house.blue.process(0)}
 
 
 # -- the end ---------------------------------------------------------------------------

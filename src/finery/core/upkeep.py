@@ -61,7 +61,7 @@ class Upkeep:
         self.traffic = traffic or NoTraffic()
         self.answers, self.clock = answers, clock
         # All of this is memory: losing it only delays something.
-        self._watches: dict[tuple[str, str], Watch] = {}  # of a process: live, ready
+        self.watches: dict[tuple[str, str], Watch] = {}  # of a process: live, ready; only read
         self._falls: dict[tuple[str, int, int], int] = {}  # of an instance, one soon after another
         self._attempts = Attempts()  # to start what is missing of what answers
         self._looked: dict[str, float] = {}  # at a deployment, by the monotonic clock
@@ -307,7 +307,7 @@ class Upkeep:
         self.engine.stop(id)
         self._attempts.over(id)
         for what in ("live", "ready"):
-            self._watches.pop((id, what), None)
+            self.watches.pop((id, what), None)
 
     def _alive(self, deployment: Deployment, instance: int, report: Report) -> bool:
         """Say whether an instance came up in time and its liveness probe has not failed."""
@@ -316,18 +316,18 @@ class Upkeep:
             begun = report.started_at or self.clock()
             return self.clock() - begun <= _patience(deployment)
         now, address = time.monotonic(), f"{report.address}/health/live"
-        watch = self._watches.setdefault((id, "live"), Watch(now + probe.initial_delay, True))
+        watch = self.watches.setdefault((id, "live"), Watch(now + probe.initial_delay, True))
         return watch.look(probe, lambda: self.answers(address, probe.timeout), now=now)
 
     def _ready(self, deployment: Deployment, instance: int, address: str) -> bool:
         """Say whether an instance may get requests.  That it answers at all is the first yes."""
         probe, id = deployment.spec.readiness, deployment.process(instance)
         now, place = time.monotonic(), f"{address}/health/ready"
-        watch = self._watches.get((id, "ready"))
+        watch = self.watches.get((id, "ready"))
         if watch is None:
             well = probe.success_threshold <= 1 or id in deployment.addresses
             watch = Watch(now + probe.initial_delay if well else now, well, opposed=int(not well))
-            self._watches[id, "ready"] = watch
+            self.watches[id, "ready"] = watch
         return watch.look(probe, lambda: self.answers(place, probe.timeout), now=now)
 
     def _start_again(self, deployment: Deployment, instance: int, *, alone: bool) -> None:

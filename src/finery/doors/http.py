@@ -9,8 +9,9 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastapi import Request
@@ -19,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from finery.core import errors, ids
 from finery.core.compute import Capacity
 from finery.core.jobs import Job
+from finery.core.probing import Watch
 from finery.core.services import State
 from finery.core.workspaces import Caller, Keys
 
@@ -45,6 +47,19 @@ STATUS: dict[type[errors.Failure], int] = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What was asked of a deployment.  Times in seconds; None where nobody has called."""
+
+    requests: int
+    errors: int
+    running: int
+    waiting: int
+    mean: float | None
+    half: float | None  # half of the requests took no longer than this
+    most: float | None  # 95 of 100
+
+
+@dataclass(frozen=True, kw_only=True)
 class House:
     """What a door may use of the house."""
 
@@ -60,6 +75,12 @@ class House:
     instance_logs: Callable[[Deployment, int], str] = lambda deployment, lines: ""
     # what became of the services of a job, by their names
     services: Callable[[Job], dict[str, State]] = lambda job: {}
+    # what the probes of a process, `live` and `ready`, have said so far, by its id
+    probes: Callable[[str], Mapping[str, Watch]] = lambda process: {}
+    # what was asked of a deployment since the server began, by its id
+    seen: Callable[[str], Seen | None] = lambda deployment: None
+    # how a model's folder is served that comes without code; raises `Invalid`
+    kind: Callable[[Path], str] = lambda folder: "pyfunc"
     default_workspace: tuple[str, str, str]  # subscription, resource group, name
     tiny: bool = False  # catalog names resolve to stand-ins
 

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from finery.core.endpoints import Deployment
+from finery.doors.http import Seen
 from finery.doors.traffic import Queue
 
 BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
@@ -54,6 +55,18 @@ class Meter:
         """Requests that were answered with 429, or 5xx, or by a script's failure."""
         found = self.answers.copy()
         return sum(count for code, count in found.items() if code >= 500 or code in (408, 424, 429))
+
+    def within(self, share: float) -> float | None:
+        """Return the seconds that this share of the requests took at most, as the buckets know it.
+
+        None where nobody has called, or the longest took longer than can be said.
+        """
+        count, wanted = 0, share * sum(self.buckets)
+        for bound, found in zip(BOUNDS, self.buckets, strict=False):
+            count += found
+            if count and count >= wanted:
+                return bound
+        return None
 
     def take_recent(self) -> list[float]:
         taken, self.recent = self.recent, []
@@ -117,6 +130,22 @@ def tell(text: Text, deployment: Deployment, line: Line, *, share: int) -> None:
         ("mirror_dropped_total", "counter", meter.dropped),
     ):
         text.add(f"finery_endpoint_{name}", kind, value, own)
+
+
+def summary(line: Line | None) -> Seen | None:
+    """Return what is known of a deployment, for a person; None where nobody has called it."""
+    if line is None:
+        return None
+    meter, requests = line.meter, line.meter.requests
+    return Seen(
+        requests=requests,
+        errors=meter.errors,
+        running=line.queue.running,
+        waiting=line.queue.waiting,
+        mean=meter.seconds / requests if requests else None,
+        half=meter.within(0.5),
+        most=meter.within(0.95),
+    )
 
 
 def total(texts: Iterable[str], *names: str) -> float:

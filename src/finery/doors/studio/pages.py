@@ -6,20 +6,27 @@ signed cookie that ends after some hours; the MLflow door accepts it as well.
 
 from __future__ import annotations
 
+import logging
 from datetime import UTC, datetime, timedelta
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, Form, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse
 from jinja2 import Environment, FileSystemLoader
+from starlette.exceptions import HTTPException
 
 from finery.core import assets, endpoints, ids, jobs, references, workspaces
-from finery.core.errors import NotFound, Unauthenticated
+from finery.core.errors import Failure, NotFound, Unauthenticated
 from finery.core.jobs import Job
 from finery.core.workspaces import Caller, Workspace
+from finery.doors import http
 from finery.doors.http import House
+
+_logger = logging.getLogger(__name__)
 
 HERE = Path(__file__).parent
 COOKIE = "finery"
@@ -33,19 +40,11 @@ class LoginNeeded(Unauthenticated):
 
 def router(house: House) -> APIRouter:
     routes = APIRouter(include_in_schema=False)
-    pages = Environment(loader=FileSystemLoader(HERE / "templates"), autoescape=True)
-    pages.filters |= {"ago": _ago, "took": _took}
-
-    def page(name: str, **shown: Any) -> HTMLResponse:
-        headers = {
-            "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'",
-            "X-Content-Type-Options": "nosniff",
-        }
-        return HTMLResponse(pages.get_template(name).render(house=house, **shown), headers=headers)
+    page = partial(rendered, house=house)
 
     async def visitor(request: Request) -> Caller:
         try:
-            return house.keys.caller(request.cookies.get(COOKIE), now=ids.now())
+            return http.caller(house, request.cookies.get(COOKIE))
         except Unauthenticated as exc:
             raise LoginNeeded(target=request.url.path) from exc
 
@@ -102,12 +101,52 @@ def router(house: House) -> APIRouter:
             refresh=not found.final,
         )
 
+    @routes.get("/studio/{rest:path}")
+    def unknown(rest: str, caller: Caller = who) -> Response:
+        raise NotFound("There is no such page here.", target=rest)
+
     return routes
+
+
+def rendered(name: str, *, status: int = 200, **shown: Any) -> HTMLResponse:
+    """Return a page.  It runs no script and nothing of it is kept by the browser."""
+    headers = {
+        "Content-Security-Policy": "default-src 'self'; script-src 'none'; frame-ancestors 'none'",
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "same-origin",
+        "Cache-Control": "no-store",
+    }
+    text = _templates().get_template(name).render(**shown)
+    return HTMLResponse(text, status_code=status, headers=headers)
+
+
+def failure(request: Request, exc: Exception) -> Response:
+    """Return the page that says what is wrong, and leads back."""
+    status, said = 500, "Something went wrong on the server; its log says what."
+    if isinstance(exc, Failure):
+        kind = next(kind for kind in type(exc).__mro__ if kind in http.STATUS)
+        status, said = http.STATUS[kind], str(exc)
+    elif isinstance(exc, HTTPException):
+        status, said = exc.status_code, str(exc.detail)
+    elif isinstance(exc, RequestValidationError):
+        status, said = 400, "The address has something in it that makes no sense here."
+    else:
+        _logger.error("the page %s failed", request.url.path, exc_info=exc)
+    return rendered("failure.html", status=status, said=said, number=status)
 
 
 def to_login(request: Request) -> Response:
     """Send a browser to the log-in page, and back to where it was going."""
     return RedirectResponse(f"/login?next={quote(request.url.path)}", status_code=303)
+
+
+@cache
+def _templates() -> Environment:
+    made = Environment(
+        loader=FileSystemLoader(HERE / "templates"), autoescape=True, trim_blocks=True
+    )
+    made.filters |= {"ago": _ago, "took": _took}
+    return made
 
 
 def _own(address: str) -> str:
