@@ -66,7 +66,7 @@ def test_the_table_shows_both_and_the_change() -> None:
         name: dict.fromkeys(evaluate.TABLE, value)
         for name, value in (("base", 2.0), ("tuned", 0.5))
     }
-    lines = evaluate.table(found, rows=12).splitlines()
+    lines = scores.table(found, evaluate.TABLE, rows=12).splitlines()
     assert lines[0].split() == ["on", "12", "test", "rows", "base", "tuned", "change"]
     assert lines[1].split() == ["loss", "2.0000", "0.5000", "-1.5000"]
     assert len({len(line) for line in lines}) == 1

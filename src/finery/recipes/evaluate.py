@@ -86,7 +86,7 @@ def work(given: Spec) -> None:
         except checkpoint.NoModel as error:
             raise Failed(str(error)) from error
     _write(given, cases, found, answers)
-    print(table(found, rows=len(cases)), flush=True)
+    print(scores.table(found, TABLE, rows=len(cases)), flush=True)
     reporter = Reporter()
     for name, values in found.items():
         reporter.log({f"{name}_{key}": value for key, value in values.items()}, step=0)
@@ -255,16 +255,6 @@ def _write(
             }
             stream.write(json.dumps(line, ensure_ascii=False) + "\n")
     folders.write_json(given.evaluation_result / "metrics.json", {"rows": len(cases), **found})
-
-
-def table(found: dict[str, dict[str, float]], *, rows: int) -> str:
-    """The scores as lines: name, base, tuned, change."""
-    lines = [f"on {rows} test rows{'':<14}{'base':>10}{'tuned':>10}{'change':>10}"]
-    width = len(lines[0]) - 30
-    for name in TABLE:
-        base, tuned = found["base"][name], found["tuned"][name]
-        lines.append(f"{name:<{width}}{base:>10.4f}{tuned:>10.4f}{tuned - base:>+10.4f}")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from finery import checkpoint
-from finery.recipes import conversations, folders, spec, validate
+from finery.recipes import conversations, folders, spec, splits, validate
 from finery.recipes.spec import Failed, flag
 
 if TYPE_CHECKING:
@@ -30,17 +29,11 @@ INFERENCE = {"top_p": 1.0, "temperature": 0.8, "max_new_tokens": 50, "do_sample"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spec:
+class Spec(splits.Files):
     """The rows, the model whose tokenizer and template are used, and where to write."""
 
     model_selector_output: Path = flag(help="the folder of the imported base model")
     output_dir: Path = flag(help="the folder to fill")
-    train_file_path: Path | None = flag(None, help="training rows")
-    validation_file_path: Path | None = flag(None, help="validation rows")
-    test_file_path: Path | None = flag(None, help="test rows")
-    train_mltable_path: Path | None = flag(None, help="training rows as an MLTable folder")
-    validation_mltable_path: Path | None = flag(None, help="validation rows as an MLTable folder")
-    test_mltable_path: Path | None = flag(None, help="test rows as an MLTable folder")
     task_name: str = flag("ChatCompletion", help="the task", choices=validate.TASKS)
     batch_size: int = flag(1000, help="rows encoded at a time", low=1)
     pad_to_max_length: bool = flag(False, help="accepted; rows are never padded here")
@@ -48,17 +41,14 @@ class Spec:
     trust_remote_code: bool = flag(False, help="run code that comes with the model")
 
 
-@dataclass
-class Tally:
-    """What became of the rows of one split."""
+@dataclass(kw_only=True)
+class Tally(splits.Tally):
+    """What became of the rows of one split, and their tokens."""
 
-    rows: int = 0
-    kept: int = 0
     truncated: int = 0
     tokens: int = 0
     learned: int = 0
     longest: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -110,9 +100,9 @@ class Slice:
         return self.start == 0 and self.stop is None
 
 
-def plan(given: Any) -> dict[str, Slice]:
+def plan(given: splits.Files) -> dict[str, Slice]:
     """Where the rows of each split come from: 80/10/10, or 80/20 where one file is missing."""
-    found = {split: validate.source(given, split) for split in validate.SPLITS}
+    found = {split: given.source(split) for split in splits.SPLITS}
     train = found["train"]
     if train is None:
         raise Failed("--train_file_path: training rows are required (or --train_mltable_path)")
@@ -242,7 +232,7 @@ def _keep_test(folder: Path, part: Slice) -> None:
 
 
 def _describe(folder: Path, given: Spec, encoder: Encoder, tallies: dict[str, Tally]) -> None:
-    counts = {split: {**vars(t), "dropped": dict(t.dropped)} for split, t in tallies.items()}
+    counts = {split: tally.account() for split, tally in tallies.items()}
     words = {**spec.words(given), "max_seq_length": encoder.limit, "splits": counts}
     folders.write_json(folder / "preprocess_args.json", words)
     folders.write_json(folder / "azureml_mlflow_inference_params.json", INFERENCE)
@@ -252,11 +242,10 @@ def _say(given: Spec, encoder: Encoder, tallies: dict[str, Tally]) -> None:
     if given.pad_to_max_length:
         print("pad_to_max_length: rows are trained without padding; the result is the same")
     for split, tally in tallies.items():
-        dropped = ", ".join(f"{n} {reason}" for reason, n in tally.dropped.items()) or "none"
         print(
             f"{split}: {tally.kept} of {tally.rows} rows, {tally.tokens} tokens,"
             f" {tally.learned} learned, longest {tally.longest};"
-            f" cut to {encoder.limit}: {tally.truncated}; dropped: {dropped}"
+            f" cut to {encoder.limit}: {tally.truncated}; dropped: {tally.reasons() or 'none'}"
         )
     print(f"written to {given.output_dir}", flush=True)
 

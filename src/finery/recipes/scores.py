@@ -2,12 +2,13 @@
 
 ROUGE is the `rouge-score` package's, with words of any script instead of its
 English ones; BLEU is sacrebleu's.  ANLS is the measure of DocVQA (Biten et al. 2019).
+Which answers are scored is `evaluate`'s and `vqa_evaluate`'s affair.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 ROUGES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 BLEUS = ("bleu_1", "bleu_2", "bleu_3", "bleu_4")
@@ -66,6 +67,16 @@ def _distance(one: str, other: str) -> int:
             cost = min(row[place] + 1, row[place - 1] + 1, corner + (letter != opposite))
             corner, row[place] = row[place], cost
     return row[-1]
+
+
+def table(found: Mapping[str, Mapping[str, float]], names: Sequence[str], *, rows: int) -> str:
+    """The base model's scores and the tuned one's as lines: name, base, tuned, change."""
+    lines = [f"on {rows} test rows{'':<14}{'base':>10}{'tuned':>10}{'change':>10}"]
+    width = len(lines[0]) - 30
+    for name in names:
+        base, tuned = found["base"][name], found["tuned"][name]
+        lines.append(f"{name:<{width}}{base:>10.4f}{tuned:>10.4f}{tuned - base:>+10.4f}")
+    return "\n".join(lines)
 
 
 def rouge(answers: Sequence[str], references: Sequence[str]) -> dict[str, float]:

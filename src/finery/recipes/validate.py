@@ -17,17 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from finery import checkpoint
-from finery.recipes import conversations, evaluate, hyperparameters, spec
+from finery.recipes import conversations, evaluate, hyperparameters, spec, splits
 from finery.recipes.hyperparameters import Hyperparameters
 from finery.recipes.spec import Failed, flag
 
 TASKS = ("ChatCompletion", "chat-completion")
 PROBLEMS_KEPT = 20
-SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spec(Hyperparameters):
+class Spec(splits.Files, Hyperparameters):
     """Everything the pipeline was given, and where to write the report."""
 
     validation_info: Path = flag(help="the report to write (JSON)")
@@ -37,12 +36,6 @@ class Spec(Hyperparameters):
     huggingface_id: str | None = flag(None, help="base model by its name on the hub")
     finetune_config_path: Path | None = flag(None, help="model-specific settings (JSON)")
     trust_remote_code: bool = flag(False, help="run code that comes with the model")
-    train_file_path: Path | None = flag(None, help="training rows")
-    validation_file_path: Path | None = flag(None, help="validation rows")
-    test_file_path: Path | None = flag(None, help="test rows")
-    train_mltable_path: Path | None = flag(None, help="training rows as an MLTable folder")
-    validation_mltable_path: Path | None = flag(None, help="validation rows as an MLTable folder")
-    test_mltable_path: Path | None = flag(None, help="test rows as an MLTable folder")
     user_column_names: str = flag("messages", help="the columns that a row must have")
     batch_size: int = flag(1000, help="rows encoded at a time", low=1)
     pad_to_max_length: bool = flag(False, help="accepted; rows are never padded here")
@@ -74,8 +67,8 @@ def work(given: Spec) -> None:
         _check_words(given)
         report["model"] = _check_model(given)
         problems = 0
-        for split in SPLITS:
-            path = source(given, split)
+        for split in splits.SPLITS:
+            path = given.source(split)
             if path is not None:
                 report["files"][split] = found = inspect(path)
                 problems += found["problem_count"]
@@ -88,12 +81,6 @@ def work(given: Spec) -> None:
         given.validation_info.parent.mkdir(parents=True, exist_ok=True)
         given.validation_info.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     _say(report)
-
-
-def source(given: Any, split: str) -> Path | None:
-    """The table or file of a split; a table goes before a file."""
-    path: Path | None = getattr(given, f"{split}_mltable_path")
-    return path or getattr(given, f"{split}_file_path")
 
 
 @dataclass
@@ -156,7 +143,7 @@ def _check_words(given: Spec) -> None:
         hyperparameters.check(given)
     except spec.WrongWords as error:
         raise Failed(str(error)) from error
-    if source(given, "train") is None:
+    if given.source("train") is None:
         raise Failed("--train_file_path: training rows are required (or --train_mltable_path)")
     if given.finetune_config_path is not None:
         _check_json("finetune_config_path", given.finetune_config_path)

@@ -58,7 +58,7 @@ def work(given: Spec) -> None:
             raise Failed(str(error)) from error
         found[name] = scores.nearest(said[name], [row["answers"] for row in rows])
     _write(given, rows, found, said)
-    print(table(found, rows=len(rows)))
+    print(scores.table(found, TABLE, rows=len(rows)))
     print(examples(rows[:SHOWN], said), flush=True)
     reporter = Reporter()
     for name, values in found.items():
@@ -115,16 +115,6 @@ def _write(
     shelf = pictures.Shelf.open(given.preprocess_output)
     sheet = vqa_sheet.draw(shelf, rows, said["tuned"])
     sheet.save(given.evaluation_result / "examples.png")
-
-
-def table(found: dict[str, dict[str, float]], *, rows: int) -> str:
-    """The scores as lines: name, base, tuned, change."""
-    lines = [f"on {rows} test rows{'':<14}{'base':>10}{'tuned':>10}{'change':>10}"]
-    width = len(lines[0]) - 30
-    for name in TABLE:
-        base, tuned = found["base"][name], found["tuned"][name]
-        lines.append(f"{name:<{width}}{base:>10.4f}{tuned:>10.4f}{tuned - base:>+10.4f}")
-    return "\n".join(lines)
 
 
 def examples(rows: Sequence[dict[str, Any]], said: dict[str, list[str]]) -> str:

@@ -16,12 +16,12 @@ import os
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finery import checkpoint
-from finery.recipes import folders, pictures, spec, vqa_rows
+from finery.recipes import folders, pictures, spec, splits, vqa_rows
 from finery.recipes.conversations import BadRow
 from finery.recipes.spec import Failed, flag
 from finery.recipes.vqa_rows import Columns, Row
@@ -34,18 +34,12 @@ WAITING = 4  # pictures in decoding for each thread; bounds the memory
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spec:
+class Spec(splits.Files):
     """The rows, the model that will look at them, and where to write."""
 
     model_selector_output: Path = flag(help="the folder of the imported base model")
     output_dir: Path = flag(help="the folder to fill")
     data_folder_path: Path | None = flag(None, help="a folder of rows and pictures")
-    train_file_path: Path | None = flag(None, help="training rows")
-    validation_file_path: Path | None = flag(None, help="validation rows")
-    test_file_path: Path | None = flag(None, help="test rows")
-    train_mltable_path: Path | None = flag(None, help="training rows as an MLTable folder")
-    validation_mltable_path: Path | None = flag(None, help="validation rows as an MLTable folder")
-    test_mltable_path: Path | None = flag(None, help="test rows as an MLTable folder")
     image_key: str = flag("image", help="the column of pictures")
     question_key: str = flag("question", help="the column of questions")
     answers_key: str = flag("answers", help="the column of answers")
@@ -54,15 +48,12 @@ class Spec:
     batch_size: int = flag(1000, help="rows tokenized at a time", low=1)
 
 
-@dataclass
-class Tally:
-    """What became of the rows of one split."""
+@dataclass(kw_only=True)
+class Tally(splits.Tally):
+    """What became of the rows of one split, and the most tokens among them."""
 
-    rows: int = 0
-    kept: int = 0
     longest_question: int = 0
     longest_answer: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def work(given: Spec) -> None:
     """Writes the whole output folder, or nothing that looks like one."""
-    parts = vqa_rows.sources(given)
+    parts = vqa_rows.sources(given, folder=given.data_folder_path)
     try:
         processor = checkpoint.processor(given.model_selector_output)
         wanted = pictures.shape(processor)
@@ -91,11 +82,10 @@ def work(given: Spec) -> None:
     except OSError as error:
         raise Failed(f"{error.filename or given.output_dir}: {error.strerror or error}") from error
     for split, tally in tallies.items():
-        dropped = ", ".join(f"{n} {why}" for why, n in tally.dropped.items()) or "none"
         print(
             f"{split}: {tally.kept} of {tally.rows} rows, the longest question"
             f" {tally.longest_question} tokens, the longest answer {tally.longest_answer};"
-            f" dropped: {dropped}"
+            f" dropped: {tally.reasons() or 'none'}"
         )
     print(f"{len(table.shelf)} pictures, written to {given.output_dir}", flush=True)
 
@@ -233,8 +223,7 @@ def _write(path: Path, rows: list[Numbered], encoder: Encoder, given: Spec) -> T
                 tally.longest_answer = max(tally.longest_answer, len(label))
                 stream.write(_line(one, prompt, label) + "\n")
     if not tally.kept:
-        why = ", ".join(f"{n} {reason}" for reason, n in tally.dropped.items())
-        raise Failed(f"{path.stem}: no usable rows ({why or 'the file is empty'})")
+        raise Failed(f"{path.stem}: no usable rows ({tally.reasons() or 'the file is empty'})")
     return tally
 
 
@@ -271,7 +260,7 @@ def rows(folder: Path, split: str) -> list[dict[str, Any]]:
 
 
 def _describe(folder: Path, given: Spec, tallies: dict[str, Tally], count: int) -> None:
-    counts = {split: {**vars(t), "dropped": dict(t.dropped)} for split, t in tallies.items()}
+    counts = {split: tally.account() for split, tally in tallies.items()}
     told = {**spec.words(given), "splits": counts, "pictures": count}
     folders.write_json(folder / "preprocess_args.json", told)
 

@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finery.recipes import conversations, pictures
+from finery.recipes import conversations, pictures, splits
 from finery.recipes.conversations import BadRow
 from finery.recipes.spec import Failed
 
-SPLITS = ("train", "validation", "test")
 MOST_CHARACTERS = 10_000  # of a question, or of an answer
 SAVED = "dataset_info.json"
 NAME_CHARACTERS = 1_000  # of a path
@@ -56,15 +55,13 @@ class Row:
         return BadRow(self.path, self.line, field=column, message=message)
 
 
-def sources(given: Any) -> dict[str, Part]:
+def sources(given: splits.Files, *, folder: Path | None) -> dict[str, Part]:
     """Where the rows of each split are; a table goes before a file, a file before the folder."""
-    folder: Path | None = given.data_folder_path
     if folder is not None and not folder.is_dir():
         raise Failed(f"--data_folder_path: {folder}: there is no such folder")
     found: dict[str, Part] = {}
-    for split in SPLITS:
-        table: Path | None = getattr(given, f"{split}_mltable_path")
-        file: Path | None = getattr(given, f"{split}_file_path")
+    for split in splits.SPLITS:
+        table, file = given.table(split), given.file(split)
         if table is not None:
             found[split] = Part(table, table if table.is_dir() else table.parent)
         elif file is not None:
