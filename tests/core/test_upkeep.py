@@ -165,10 +165,35 @@ def test_an_instance_that_ends_before_it_answers_fails_the_deployment_and_says_w
     assert engine.log(blue.process(1)), "what it said can still be read"
 
 
-def test_an_instance_that_was_lost_with_its_machine_is_started_again(house, engine):
+@pytest.mark.parametrize(
+    ("code", "said", "why"),
+    [
+        (3, "", "exit status 3"),
+        (-11, "", "ended by signal 11: Segmentation fault"),
+        (134, "loading", "loading (exit status 134)"),
+    ],
+)
+def test_an_instance_that_ends_without_a_reason_is_told_of_by_its_exit_status(
+    house, engine, code, said, why
+):
     blue = house.deploy()
     house.tick()
-    engine.exits(blue.process(0), None)
+    engine.exits(blue.process(0), code, said=said)
+    house.tick()
+    assert house.blue.error["message"] == f"instance 0 ended before it answered: {why}"
+
+
+@pytest.mark.parametrize(
+    ("code", "known"),
+    [(None, {"lost": True, "reason": "lost: its keeper was killed"}), (-9, {})],
+    ids=["lost", "killed"],
+)
+def test_an_instance_that_was_killed_before_it_answered_is_started_again(
+    house, engine, code, known
+):
+    blue = house.deploy()
+    house.tick()
+    engine.exits(blue.process(0), code, **known)
     house.tick(2)
     assert house.blue.status == "creating"
     assert engine.alive == [house.blue.process(0)] != [blue.process(0)]

@@ -163,7 +163,7 @@ def test_when_its_keeper_is_killed_nothing_of_it_runs_on(
     begun = json.loads((engine.home / "p1" / "started.json").read_text())
     os.kill(begun["pid"], signal.SIGKILL)
     end = end_of(engine, until)
-    assert (end.exit_code, end.reason) == (None, "lost: its keeper was killed")
+    assert (end.exit_code, end.lost, end.reason) == (None, True, "lost: its keeper was killed")
     until(lambda: all(gone(pid) for pid in pids_in(tmp_path / "pids")))
     assert engine.report("p1") == end, "what was said once holds"
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -112,14 +113,15 @@ class Runtime:
 class Report:
     """What an engine knows of a process now.
 
-    `exited` with no exit code means that the process was lost (its keeper was
-    killed, or the machine restarted).
+    `lost`: it ended by no doing of its own (its keeper was killed, or the machine
+    restarted), so that it has no exit code.
     """
 
     state: Literal["unknown", "starting", "alive", "exited"]
     exit_code: int | None = None
     address: str | None = None  # http://host:port, once a serving process answers
     timed_out: bool = False
+    lost: bool = False
     reason: str = ""  # one line, where the engine knows more than the exit code says
     rank: int | None = None  # of several: the first that failed, and ended the others
     started_at: float | None = None  # seconds since the epoch
@@ -192,6 +194,17 @@ def last_words(engine: Engine, id: str, *, home: Path, rank: int = 0) -> str:
     said = _error(next((line.strip() for line in reversed(lines) if line.strip()), ""))
     said = re.sub(rf"{re.escape(str(home))}/(?:[^\s/:,;'\"]+/)*", "", said)
     return re.sub(r"^error: ", "", said, flags=re.IGNORECASE)[:_LONGEST_WORDS]
+
+
+def why(engine: Engine, id: str, report: Report, *, home: Path) -> str:
+    """Return why a process ended that should not have: its last words, and what else is known."""
+    said, code, ended = last_words(engine, id, home=home), report.exit_code, report.reason
+    if report.state == "exited" and not ended and code is not None:
+        named = f"exit status {code}"
+        if code < 0:
+            named = f"ended by signal {-code}: {signal.strsignal(-code)}"
+        ended = named if code != 1 or not said else ""  # those who end with 1 have said why
+    return f"{said} ({ended})" if said and ended else said or ended
 
 
 def _error(line: str) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -173,7 +174,7 @@ class Upkeep:
                 self._start(deployment, instance)
             if report.state == "exited":
                 if deployment.process(instance) not in deployment.addresses and not _lost(report):
-                    why = self._why(deployment, instance)
+                    why = self._why(deployment, instance, report)
                     raise Failure(f"instance {instance} ended before it answered{why}")
                 fallen[instance] = report
         ready = {
@@ -207,7 +208,7 @@ class Upkeep:
         if report.state == "unknown":
             return
         if self.clock() - max(begun, report.started_at or 0) > patience:
-            why = self._why(deployment, instance)
+            why = self._why(deployment, instance, report)
             raise Failure(f"instance {instance} was not ready within {patience:g} s{why}")
 
     def _look_after(self, deployment: Deployment) -> None:
@@ -267,7 +268,7 @@ class Upkeep:
         for instance, report in fallen.items():
             if self._falls_on(deployment, instance, report):
                 endpoints.place(self.store, deployment, addresses=addresses)
-                why = self._why(deployment, instance)
+                why = self._why(deployment, instance, report)
                 raise Failure(f"instance {instance} fell {_MOST_RESTARTS + 1} times{why}")
             logger.warning("deployment %s: instance %s is replaced", deployment.name, instance)
         restarts, falls = _once_more(deployment, fallen), deployment.falls + len(fallen)
@@ -413,9 +414,9 @@ class Upkeep:
             for instance in range(deployment.count)
         }
 
-    def _why(self, deployment: Deployment, instance: int) -> str:
-        said = compute.last_words(self.engine, deployment.process(instance), home=self.home)
-        return f": {said}" if said else ""
+    def _why(self, deployment: Deployment, instance: int, report: Report) -> str:
+        why = compute.why(self.engine, deployment.process(instance), report, home=self.home)
+        return f": {why}" if why else ""
 
 
 def _patience(deployment: Deployment) -> float:
@@ -430,8 +431,8 @@ def _passing(exc: Exception) -> bool:
 
 
 def _lost(report: Report) -> bool:
-    """Say whether a process ended by no doing of its own: the machine was stopped, perhaps."""
-    return report.exit_code is None and not report.reason and not report.timed_out
+    """Say whether a process ended by no doing of its own: somebody killed it, perhaps."""
+    return report.lost or (report.exit_code == -signal.SIGKILL and not report.reason)
 
 
 def _once_more(deployment: Deployment, fallen: Iterable[int]) -> dict[str, int]:

@@ -346,6 +346,7 @@ def _ended(directory: Path, end: dict[str, Any]) -> Report:
         state="exited",
         exit_code=end["code"],
         timed_out=end["timed_out"],
+        lost=end.get("lost", False),
         reason=end["reason"],
         rank=end.get("rank"),
         started_at=begun["at"] if begun else None,
@@ -367,7 +368,7 @@ def _bury(directory: Path) -> dict[str, Any]:
     asked = _read(directory / "process.json")
     if asked and asked.get("after"):  # a container outlives its keeper, but not its process
         keeper.run_after(asked["after"], asked["env"])
-    end = {"code": None, "timed_out": False, "reason": reason, "at": time.time()}
+    end = {"code": None, "timed_out": False, "lost": True, "reason": reason, "at": time.time()}
     try:
         keeper.record(str(directory), "lost.json", end)
     except OSError as error:
