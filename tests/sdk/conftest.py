@@ -8,7 +8,9 @@ FINERY_SDK_SERVER_HOME naming the home of a running server, that one is used.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import json
 import os
 import subprocess
@@ -16,6 +18,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from azure.ai.ml import MLClient
@@ -92,16 +95,59 @@ def registry(credential: DefaultAzureCredential) -> MLClient:
 
 @pytest.fixture(scope="session")
 def until() -> Callable[..., object]:
-    """Ask again and again until the answer is true, and return it; fail after `seconds`."""
+    """Ask again and again until the answer is true, and return it; fail after `seconds`.
 
-    def wait(condition: Callable[[], object], seconds: float = 20) -> object:
+    They only bound how long a failure takes: a machine may stand still for a while.
+    """
+
+    def wait(condition: Callable[[], object], seconds: float = 60) -> object:
         deadline = time.monotonic() + seconds
         while not (answer := condition()):
             assert time.monotonic() < deadline, f"not within {seconds} s; the last: {answer!r}"
-            time.sleep(0.02)
+            time.sleep(0.05)
         return answer
 
     return wait
+
+
+@pytest.fixture(scope="session")
+def ended(until: Callable[..., Any]) -> Callable[[MLClient, str], Any]:
+    """Wait for a job's end, and return the job."""
+    final = ("Completed", "Failed", "Canceled")
+
+    def wait(ml: MLClient, name: str) -> Any:
+        return until(lambda: (job := ml.jobs.get(name)).status in final and job, seconds=300)
+
+    return wait
+
+
+class Screen(io.StringIO):
+    """What is written, and a file that is made as soon as a word is among it."""
+
+    def __init__(self, word: str, file: Path) -> None:
+        super().__init__()
+        self.word, self.file = word, file
+
+    def write(self, text: str) -> int:
+        written = super().write(text)
+        if self.word in self.getvalue():
+            self.file.touch()
+        return written
+
+
+@pytest.fixture
+def streamed() -> Callable[..., str]:
+    """Stream a job and return what was shown; `file` is made once `word` was.
+
+    Of a job that has ended the SDK shows nothing: one that waits for the file has not.
+    """
+
+    def stream(ml: MLClient, name: str, *, word: str, file: Path) -> str:
+        with contextlib.redirect_stdout(Screen(word, file)) as screen:
+            ml.jobs.stream(name)
+        return screen.getvalue()
+
+    return stream
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 import uuid
 from pathlib import Path
 
@@ -234,7 +233,7 @@ def test_a_model_of_pickles_is_never_read(ml, tmp_path, name):
         ml.online_endpoints.begin_delete(name).result()
 
 
-def test_values_with_quotes_and_commands_in_them_come_as_they_are(ml, compute, name):
+def test_values_with_quotes_and_commands_in_them_come_as_they_are(ml, compute, name, ended):
     hostile = "a'b\"c $(touch pwned) `id` ; é \U0001f4a5"
     job = command(
         name=name,
@@ -246,11 +245,7 @@ def test_values_with_quotes_and_commands_in_them_come_as_they_are(ml, compute, n
     )
     made = ml.jobs.create_or_update(job)
     assert made.tags["said"] == hostile and len(made.tags) == 1001
-    deadline = time.monotonic() + 30
-    while ml.jobs.get(name).status not in ("Completed", "Failed"):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    assert ml.jobs.get(name).status == "Completed"
+    assert ended(ml, name).status == "Completed"
 
 
 def test_a_name_that_wants_to_be_a_path_is_none(ml, tmp_path):

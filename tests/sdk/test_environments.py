@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from azure.ai.ml import MLClient, command
@@ -24,6 +25,7 @@ from azure.ai.ml.entities import (
     ManagedOnlineEndpoint,
 )
 
+Ended = Callable[[MLClient, str], Any]
 TAIL = "python -c 'import sixpence, sys; print(sixpence.version, sys.prefix)'"
 
 
@@ -57,26 +59,17 @@ def context(folder: Path, wheels: Path, *, more: str = "") -> Environment:
     return Environment(build=BuildContext(path=str(folder)))
 
 
-def ended(ml: MLClient, job: Job) -> Job:
-    deadline = time.monotonic() + 120
-    while job.status not in ("Completed", "Failed", "Canceled"):
-        assert time.monotonic() < deadline, job.status
-        time.sleep(0.1)
-        job = ml.jobs.get(job.name)
-    return job
-
-
 def std_log(ml: MLClient, job: Job, folder: Path) -> str:
     ml.jobs.download(job.name, download_path=str(folder), all=True)
     return next(folder.rglob("std_log.txt")).read_text()
 
 
 def test_a_job_runs_with_what_its_context_installs_and_is_told_of_the_rest(
-    ml: MLClient, wheels: Path, tmp_path: Path
+    ml: MLClient, wheels: Path, tmp_path: Path, ended: Ended
 ) -> None:
     environment = context(tmp_path / "context", wheels)
     line = TAIL + "; echo mode $MODE"
-    job = ended(ml, ml.jobs.create_or_update(command(command=line, environment=environment)))
+    job = ended(ml, ml.jobs.create_or_update(command(command=line, environment=environment)).name)
     assert job.status == "Completed", job.properties
     version, prefix, *rest = std_log(ml, job, tmp_path / "got").split()
     assert version == "1.0" and "/environments/" in prefix and rest == ["mode", "quiet"]
@@ -87,13 +80,14 @@ def test_a_job_runs_with_what_its_context_installs_and_is_told_of_the_rest(
 
 
 def test_a_package_that_does_not_exist_fails_the_job_with_the_cause(
-    ml: MLClient, tmp_path: Path
+    ml: MLClient, tmp_path: Path, ended: Ended
 ) -> None:
     file = tmp_path / "conda.yml"
     pip = {"pip": ["--no-index", "no-such-package==7.1"]}
     file.write_text(json.dumps({"dependencies": ["python=3.11", pip]}))
     environment = Environment(image="mcr.microsoft.com/azureml/openmpi4.1.0", conda_file=str(file))
-    job = ended(ml, ml.jobs.create_or_update(command(command="true", environment=environment)))
+    made = ml.jobs.create_or_update(command(command="true", environment=environment))
+    job = ended(ml, made.name)
     assert job.status == "Failed"
     assert "no-such-package" in job.properties["finery.error"]
     ml.jobs.download(job.name, download_path=str(tmp_path / "got"), all=True)
@@ -102,10 +96,11 @@ def test_a_package_that_does_not_exist_fails_the_job_with_the_cause(
 
 
 def test_a_dockerfile_that_cannot_be_read_fails_the_job_with_its_line(
-    ml: MLClient, wheels: Path, tmp_path: Path
+    ml: MLClient, wheels: Path, tmp_path: Path, ended: Ended
 ) -> None:
     environment = context(tmp_path / "context", wheels, more="RUN pip install -r nowhere.txt\n")
-    job = ended(ml, ml.jobs.create_or_update(command(command="true", environment=environment)))
+    made = ml.jobs.create_or_update(command(command="true", environment=environment))
+    job = ended(ml, made.name)
     assert job.status == "Failed"
     assert "Dockerfile line 6" in job.properties["finery.error"], job.properties["finery.error"]
     assert "nowhere.txt" in job.properties["finery.error"]

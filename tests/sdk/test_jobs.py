@@ -10,7 +10,6 @@ import http.server
 import json
 import os
 import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +24,7 @@ from azure.ai.ml.exceptions import JobException
 from azure.core.exceptions import HttpResponseError, ResourceNotFoundError
 from azure.identity import DefaultAzureCredential
 
+Ended = Callable[[MLClient, str], Any]
 ENVIRONMENT = "azureml://registries/azureml/environments/sklearn-1.5/labels/latest"
 SCRIPT = """
 import argparse, pathlib
@@ -117,13 +117,13 @@ def graph(**changed: Any) -> Any:
 
 
 def test_a_command_job_runs_with_its_code_and_data_and_leaves_its_outputs(
-    ml: MLClient, folder: Path, capsys: pytest.CaptureFixture[str]
+    ml: MLClient, folder: Path, streamed: Callable[..., str]
 ):
     job = ml.jobs.create_or_update(
         command(
             code="./src",
             command="python append.py --data ${{inputs.data}} --number ${{inputs.number}} "
-            "--out ${{outputs.made}} && sleep 2",  # of a job that has ended the SDK streams nothing
+            f"--out ${{{{outputs.made}}}} && until [ -e '{folder}/seen' ]; do sleep 0.1; done",
             inputs={"data": Input(type="uri_folder", path="data"), "number": 3},
             outputs={"made": Output(type="uri_folder")},
             environment=ENVIRONMENT,
@@ -133,8 +133,8 @@ def test_a_command_job_runs_with_its_code_and_data_and_leaves_its_outputs(
         ),
         experiment_name="sdk",
     )
-    ml.jobs.stream(job.name)
-    assert "read a number 3" in capsys.readouterr().out
+    shown = streamed(ml, job.name, word="read a number 3", file=folder / "seen")
+    assert "read a number 3" in shown
     done = ml.jobs.get(job.name)
     assert (done.status, done.experiment_name, done.compute) == ("Completed", "sdk", "sdk-jobs")
     assert done.inputs["number"]._data == "3"
@@ -240,22 +240,8 @@ def address(tmp_path: Path) -> Iterator[str]:
     served.server_close()
 
 
-def until(condition: Callable[[], Any], *, seconds: float = 60) -> Any:
-    over = time.monotonic() + seconds
-    while time.monotonic() < over:
-        if found := condition():
-            return found
-        time.sleep(0.1)
-    raise AssertionError("it did not happen in time")
-
-
-def ended(ml: MLClient, name: str) -> Any:
-    final = ("Completed", "Failed", "Canceled")
-    return until(lambda: (job := ml.jobs.get(name)).status in final and job, seconds=120)
-
-
 def test_every_kind_of_input_arrives_as_what_it_was_asked_for(
-    ml: MLClient, folder: Path, address: str
+    ml: MLClient, folder: Path, address: str, ended: Ended
 ):
     """One job with all of them: what each becomes is seen from inside."""
     Path("src/show.py").write_text(SHOW)
@@ -312,7 +298,7 @@ def test_every_kind_of_input_arrives_as_what_it_was_asked_for(
     assert Path("again/artifacts/user_logs/std_log.txt").read_text() == "a"  # only the copy changed
 
 
-def test_a_file_that_was_to_be_kept_and_was_not_written_fails_the_job(ml: MLClient):
+def test_a_file_that_was_to_be_kept_and_was_not_written_fails_the_job(ml: MLClient, ended: Ended):
     kept = {"one": Output(type="uri_file", name=f"never-{uuid.uuid4().hex[:8]}")}
     done = ended(ml, ml.jobs.create_or_update(job_of("true", outputs=kept)).name)
     assert (done.status, "has not written it" in done.properties["finery.error"]) == (
@@ -322,7 +308,7 @@ def test_a_file_that_was_to_be_kept_and_was_not_written_fails_the_job(ml: MLClie
 
 
 def test_what_a_job_saves_is_there_while_it_runs_and_after_it_is_cancelled(
-    ml: MLClient, tmp_path: Path
+    ml: MLClient, tmp_path: Path, until: Callable[..., Any]
 ):
     job = ml.jobs.create_or_update(job_of("echo half > outputs/step_20.txt; sleep 600"))
 
@@ -340,11 +326,12 @@ def test_what_a_job_saves_is_there_while_it_runs_and_after_it_is_cancelled(
 
 
 def test_the_rank_that_fails_ends_the_others_and_its_last_words_are_the_jobs(
-    ml: MLClient, tmp_path: Path
+    ml: MLClient, tmp_path: Path, ended: Ended
 ):
-    line = (
-        "echo node $NODE_RANK of $AZUREML_NODE_COUNT; "
-        "if [ $RANK = 1 ]; then echo the second is ill; exit 5; fi; sleep 600"
+    line = (  # the second ends the first: that one has spoken by then
+        "echo node $NODE_RANK of $AZUREML_NODE_COUNT; touch spoke_$RANK; "
+        "if [ $RANK = 1 ]; then until [ -e spoke_0 ]; do sleep 0.1; done; "
+        "echo the second is ill; exit 5; fi; sleep 600"
     )
     job = ml.jobs.create_or_update(
         job_of(

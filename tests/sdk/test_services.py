@@ -45,7 +45,7 @@ def code(tmp_path: Path) -> Path:
 
 
 def read(address: str) -> list[str]:
-    with urllib.request.urlopen(address, timeout=10) as answer:
+    with urllib.request.urlopen(address, timeout=60) as answer:
         return answer.read().decode().splitlines()
 
 
@@ -67,12 +67,19 @@ def test_a_service_answers_beside_its_job_and_is_gone_with_it(
         )
     )
     try:
-        until(lambda: ml.jobs.show_services(job.name)["board"].status == "Running", 60)
+        until(lambda: ml.jobs.show_services(job.name)["board"].status == "Running")
         found = ml.jobs.show_services(job.name)
         board = found["board"]
         assert (board.type, board.properties) == ("TensorBoard", {"logDir": "outputs/events"})
         assert board.endpoint == f"http://127.0.0.1:{board.port}/"
-        assert read(board.endpoint) == ["outputs/events", "yes", "one", "False"]
+
+        def shown_there() -> list[str]:
+            try:
+                return read(board.endpoint)
+            except OSError:  # the job has not made the folder yet
+                return []
+
+        until(lambda: shown_there() == ["outputs/events", "yes", "one", "False"])
         assert [*ml.jobs.show_services(job.name, node_index=1)] == ["board"]
         until(lambda: ml.jobs.show_services(job.name)["lab"].status == "Failed")
         lab = ml.jobs.show_services(job.name)["lab"]

@@ -6,7 +6,6 @@ is really ended is what nothing smaller shows.
 """
 
 import os
-import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +21,7 @@ from azure.ai.ml.sweep import BanditPolicy, Choice, RandomSamplingAlgorithm, Uni
 from azure.core.exceptions import HttpResponseError
 from azure.identity import DefaultAzureCredential
 
+Ended = Callable[[MLClient, str], Any]
 ENVIRONMENT = "azureml://registries/azureml/environments/sklearn-1.5/labels/latest"
 # What mlflow.log_metric does, without the seconds that importing mlflow takes.
 SCRIPT = """
@@ -35,12 +35,15 @@ def log(key, value, step=0):
         {"Authorization": "Bearer " + os.environ["MLFLOW_TRACKING_TOKEN"],
          "Content-Type": "application/json"})
     urllib.request.urlopen(request).read()
-x, out = float(sys.argv[1]), pathlib.Path(sys.argv[2])
+x, out, how = float(sys.argv[1]), pathlib.Path(sys.argv[2]), sys.argv[3]
+while how.startswith("/") and not os.path.exists(how):
+    time.sleep(0.1)
 out.mkdir(parents=True, exist_ok=True)
 (out / "x.txt").write_text(sys.argv[1])
-for step in range(int(sys.argv[3])):
+slow = how == "slow" and x != 3
+for step in range(3000 if slow else 60 if how == "slow" else 1):
     log("loss", (x - 3) ** 2, step)
-    if len(sys.argv) > 4 and x != 3:
+    if slow:
         time.sleep(0.2)
 """
 
@@ -67,10 +70,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def idea(*, steps: int = 1, slow: str = "") -> Any:
+def idea(how: str = "quick") -> Any:
+    """A trial; `how`: quick, slow (it goes on until it is ended), or a file that it waits for."""
     return command(
         code="./src",
-        command=f"python try.py ${{{{inputs.x}}}} ${{{{outputs.made}}}} {steps} {slow}",
+        command=f"python try.py ${{{{inputs.x}}}} ${{{{outputs.made}}}} {how}",
         inputs={"x": 1},
         outputs={"made": Output(type="uri_folder")},
         environment=ENVIRONMENT,
@@ -83,37 +87,23 @@ def swept(job: Any, **given: Any) -> Any:
     return job.sweep(compute="sweeps", **{**settings, **given})
 
 
-def until(condition: Callable[[], Any], *, seconds: float = 60) -> Any:
-    over = time.monotonic() + seconds
-    while time.monotonic() < over:
-        if found := condition():
-            return found
-        time.sleep(0.1)
-    raise AssertionError("it did not happen in time")
-
-
-def ended(ml: MLClient, name: str) -> Any:
-    final = ("Completed", "Failed", "Canceled")
-    return until(lambda: (job := ml.jobs.get(name)).status in final and job, seconds=120)
-
-
 def test_a_grid_finds_the_best_and_its_outputs_are_the_sweeps(
-    ml: MLClient, folder: Path, capsys: pytest.CaptureFixture[str]
+    ml: MLClient, folder: Path, streamed: Callable[..., str]
 ):
     kept = f"best-{uuid.uuid4().hex[:8]}"
-    made = swept(idea()(x=Choice([1, 3, 5])), sampling_algorithm="grid")
-    made.set_limits(max_total_trials=10, max_concurrent_trials=2, timeout=600, trial_timeout=60)
+    made = swept(idea(f"{folder}/seen")(x=Choice([1, 3, 5])), sampling_algorithm="grid")
+    made.set_limits(max_total_trials=10, max_concurrent_trials=2, timeout=600, trial_timeout=300)
     made.outputs.made.name = kept
     made.experiment_name = "sdk-sweep"
     job = ml.jobs.create_or_update(made)
     assert job.type == "sweep"
-    ml.jobs.stream(job.name)
-    assert f"trial x=5 ({job.name}_2): Running" in capsys.readouterr().out
+    shown = streamed(ml, job.name, word="Running", file=folder / "seen")
+    assert f"trial x=5 ({job.name}_2): Running" in shown
     done = ml.jobs.get(job.name)
     assert (done.status, done.properties["best_child_run_id"]) == ("Completed", f"{job.name}_1")
     assert float(done.properties["score"]) == 0
     assert done.search_space["x"].values == [1, 3, 5]
-    assert (done.limits.max_total_trials, done.limits.trial_timeout) == (10, 60)
+    assert (done.limits.max_total_trials, done.limits.trial_timeout) == (10, 300)
     children = list(ml.jobs.list(parent_job_name=job.name))
     assert sorted(child.name for child in children) == [f"{job.name}_{n}" for n in range(3)]
     ml.jobs.download(job.name, download_path="got", output_name="made")
@@ -124,8 +114,8 @@ def test_a_grid_finds_the_best_and_its_outputs_are_the_sweeps(
     assert (run.data.params["x"], run.data.metrics["loss"]) == ("3", 0)
 
 
-def test_a_trial_that_is_behind_is_ended_early(ml: MLClient, folder: Path):
-    made = swept(idea(steps=60, slow="slow")(x=Choice([3, 9])), sampling_algorithm="grid")
+def test_a_trial_that_is_behind_is_ended_early(ml: MLClient, folder: Path, ended: Ended):
+    made = swept(idea("slow")(x=Choice([3, 9])), sampling_algorithm="grid")
     made.set_limits(max_total_trials=2, max_concurrent_trials=2)
     made.early_termination = BanditPolicy(slack_factor=0.2, evaluation_interval=1)
     job = ml.jobs.create_or_update(made)
@@ -137,7 +127,7 @@ def test_a_trial_that_is_behind_is_ended_early(ml: MLClient, folder: Path):
     assert done.early_termination.slack_factor == 0.2
 
 
-def test_every_distribution_is_drawn_from_and_comes_back_as_it_went(ml: MLClient):
+def test_every_distribution_is_drawn_from_and_comes_back_as_it_went(ml: MLClient, ended: Ended):
     space = {
         "a": Choice(["x", {"deep": Uniform(0, 1)}]),
         "b": spaces.Randint(upper=7),
@@ -170,7 +160,7 @@ def test_every_distribution_is_drawn_from_and_comes_back_as_it_went(ml: MLClient
     assert set(tried_first) == set(space) and 0 <= int(tried_first["b"]) < 7
 
 
-def test_a_cancelled_sweep_takes_its_trials_with_it(ml: MLClient):
+def test_a_cancelled_sweep_takes_its_trials_with_it(ml: MLClient, until: Callable[..., Any]):
     tried = command(
         command="sleep ${{inputs.x}}", inputs={"x": 1}, environment=ENVIRONMENT, compute="sweeps"
     )
@@ -229,7 +219,7 @@ description: Hello sweep job example.
 """
 
 
-def test_a_sweep_may_be_written_in_yaml(ml: MLClient, tmp_path: Path):
+def test_a_sweep_may_be_written_in_yaml(ml: MLClient, tmp_path: Path, ended: Ended):
     (tmp_path / "sweep.yml").write_text(HELLO.replace("ENVIRONMENT", ENVIRONMENT))
     job = ml.jobs.create_or_update(load_job(tmp_path / "sweep.yml"))
     assert ended(ml, job.name).status == "Completed"
@@ -238,7 +228,9 @@ def test_a_sweep_may_be_written_in_yaml(ml: MLClient, tmp_path: Path):
     assert (a in "12", b, 0.1 <= float(c) <= 0.5) == (True, "5", True)
 
 
-def test_a_sweep_is_a_step_of_a_pipeline_and_its_best_goes_on(ml: MLClient, folder: Path):
+def test_a_sweep_is_a_step_of_a_pipeline_and_its_best_goes_on(
+    ml: MLClient, folder: Path, ended: Ended
+):
     tried = idea().component
     read = command(
         name="read",
@@ -253,7 +245,7 @@ def test_a_sweep_is_a_step_of_a_pipeline_and_its_best_goes_on(ml: MLClient, fold
         tune = tried(x=Choice([1, 3])).sweep(
             primary_metric="loss", goal="minimize", sampling_algorithm="grid"
         )
-        tune.set_limits(max_total_trials=2, max_concurrent_trials=2, trial_timeout=120)
+        tune.set_limits(max_total_trials=2, max_concurrent_trials=2, trial_timeout=300)
         last = read(made=tune.outputs.made)
         return {"kept": last.outputs.kept}
 

@@ -143,15 +143,15 @@ def serve(tmp_path_factory: pytest.TempPathFactory, until: Callable[..., object]
             )
         address = folder / "address"
         try:
-            until(lambda: address.exists() or process.poll() is not None, 60)
+            until(lambda: address.exists() or process.poll() is not None, 120)
             assert address.exists(), log.read_text()
             headers = {"x-finery-secret": environment.get("FINERY_SERVING_SECRET", "")}
             with httpx.Client(
-                base_url=address.read_text(), headers=headers, timeout=30, trust_env=False
+                base_url=address.read_text(), headers=headers, timeout=120, trust_env=False
             ) as client:
                 yield Served(client, process, folder, log)
         finally:
             process.terminate()
-            process.wait(40)
+            process.wait(90)
 
     return start

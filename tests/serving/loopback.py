@@ -22,7 +22,7 @@ async def answering(host: Host) -> AsyncIterator[httpx.AsyncClient]:
     server = await loop.create_server(listener.connect, "127.0.0.1", 0)
     address = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     try:
-        async with httpx.AsyncClient(base_url=address, trust_env=False, timeout=20) as client:
+        async with httpx.AsyncClient(base_url=address, trust_env=False, timeout=120) as client:
             yield client
     finally:
         server.close()

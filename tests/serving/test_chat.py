@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -172,7 +173,7 @@ def scored(served: Chat, body: Any) -> Any:
         served.open()
         wanted = read(body)
         answers = served.start_all(wanted.conversations, wanted.wish, target="input_string")
-        return await asyncio.wait_for(chat.score(served, wanted, answers), 30)
+        return await asyncio.wait_for(chat.score(served, wanted, answers), 120)
 
     return asyncio.run(story())
 
@@ -248,7 +249,7 @@ LONG = {"messages": HELLO, "max_tokens": 110, "temperature": 0}
 
 
 def test_an_answer_that_takes_too_long_is_408_and_its_stream_ends_with_an_error(
-    served: Chat,
+    served: Chat, until: Callable[..., object]
 ) -> None:
     async def story(client: httpx.AsyncClient) -> None:
         late = await client.post("/v1/chat/completions", json=LONG)
@@ -261,16 +262,24 @@ def test_an_answer_that_takes_too_long_is_408_and_its_stream_ends_with_an_error(
         assert json.loads(last)["error"]["message"] == "not answered within 1 ms"
 
     told(served, story, request_timeout_ms=1)
-    assert served.engine.running == 0
+    until(lambda: served.engine.running == 0)
 
 
-def test_as_many_are_answered_at_once_as_the_settings_allow(served: Chat) -> None:
+def test_as_many_are_answered_at_once_as_the_settings_allow(
+    served: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go, step = threading.Event(), served.engine._step
+    monkeypatch.setattr(served.engine, "_step", lambda: go.wait(120) and step())
+
     async def story(client: httpx.AsyncClient) -> None:
-        calls = [client.post("/v1/chat/completions", json=LONG) for _ in range(3)]
+        asked = [client.post("/v1/chat/completions", json=LONG) for _ in range(3)]
+        calls = [asyncio.ensure_future(one) for one in asked]
+        await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+        go.set()
         answers = await asyncio.gather(*calls)
         assert sorted(one.status_code for one in answers) == [200, 200, 429]
         again = await client.post("/v1/chat/completions", json=LONG)
         assert again.status_code == 200
 
     limits = {"max_concurrent_requests": 2, "max_queue_wait_ms": 0}
-    told(served, story, request_timeout_ms=30_000, **limits)
+    told(served, story, request_timeout_ms=60_000, **limits)

@@ -20,6 +20,8 @@ class Asked:
     def __init__(self, prompt: list[int], max_new: int, **choice: Any) -> None:
         self.over = threading.Event()
         self.began = threading.Event()
+        self.go = threading.Event()
+        self.go.set()
         self.end = ""
         self.message = ""
         self.conversation = Conversation(
@@ -32,7 +34,13 @@ class Asked:
 
     def take(self, token: int) -> bool:
         self.began.set()
+        assert self.go.wait(120)
         return False
+
+    def held(self) -> Asked:
+        """Have its first token hold up the whole engine until `go` is set."""
+        self.go.clear()
+        return self
 
     def ended(self, end: str, message: str) -> None:
         self.end, self.message = end, message
@@ -40,7 +48,7 @@ class Asked:
         self.over.set()
 
     def tokens(self) -> list[int]:
-        assert self.over.wait(30)
+        assert self.over.wait(120)
         return self.conversation.tokens
 
 
@@ -75,10 +83,10 @@ def test_answers_given_together_are_those_of_generate_alone(
     engine = start(model)
     lengths = [1, 4, 25, 60]
     asked = [Asked(p, lengths[i % 4]) for i, p in enumerate(prompts(16))]
-    for number, one in enumerate(asked):
+    asked[0].held()
+    for one in asked:  # most of them join while others are in the middle
         engine.submit(one.conversation)
-        if number % 5 == 4:  # so that some join while others are in the middle
-            assert one.began.wait(30)
+    asked[0].go.set()
     for one in asked:
         expected = check.reference(model, one.conversation.prompt, one.conversation.max_new)
         assert one.tokens() == expected
@@ -88,11 +96,12 @@ def test_answers_given_together_are_those_of_generate_alone(
 def test_a_longer_prompt_may_join_shorter_ones(start: Start, model: Any) -> None:
     engine = start(model, eos=())
     short, long = prompts(2, lengths=(5,))[0], prompts(2, lengths=(150,))[1]
-    first = Asked(short, 60)
+    first = Asked(short, 60).held()
     engine.submit(first.conversation)
-    assert first.began.wait(30)
+    assert first.began.wait(120)
     second = Asked(long, 10)
     engine.submit(second.conversation)
+    first.go.set()
     alone = Asked(short, 60), Asked(long, 10)
     found = first.tokens(), second.tokens()
     for one, expected in zip(alone, found, strict=True):
@@ -115,11 +124,12 @@ def test_an_answer_ends_at_an_end_token_or_at_its_length(start: Start, model: An
 def test_a_cancelled_answer_ends_and_the_others_go_on(start: Start, model: Any) -> None:
     engine = start(model, eos=())
     one, other = (Asked(p, 150) for p in prompts(2, lengths=(9,)))
-    engine.submit(one.conversation)
+    engine.submit(one.held().conversation)
     engine.submit(other.conversation)
-    assert one.began.wait(30)
+    assert one.began.wait(120)
     one.conversation.cancel()
-    assert one.over.wait(30)
+    one.go.set()
+    assert one.over.wait(120)
     assert one.end == "cancelled"
     assert len(one.conversation.tokens) < 150
     assert len(other.tokens()) == 150
@@ -128,12 +138,14 @@ def test_a_cancelled_answer_ends_and_the_others_go_on(start: Start, model: Any) 
 def test_one_that_waits_can_be_cancelled(start: Start, model: Any) -> None:
     engine = start(model, eos=(), max_batch=1)
     runs, waits = (Asked(p, 200) for p in prompts(2, lengths=(9,)))
-    engine.submit(runs.conversation)
+    engine.submit(runs.held().conversation)
     engine.submit(waits.conversation)
     waits.conversation.cancel()
-    assert waits.over.wait(30)
+    runs.go.set()
+    assert waits.over.wait(120)
     assert waits.end == "cancelled"
-    assert not runs.over.is_set()
+    assert len(waits.conversation.tokens) == 0
+    assert len(runs.tokens()) == 200
 
 
 def test_a_caller_that_fails_loses_only_its_own_answer(start: Start, model: Any) -> None:
@@ -166,16 +178,18 @@ def test_a_model_that_fails_ends_the_answers_and_not_the_service(start: Start, m
 def test_memory_is_kept_within_its_limit(start: Start, model: Any) -> None:
     engine = start(model, eos=(), max_batch=8, max_cells=2 * 60)
     asked = [Asked(p, 40) for p in prompts(6, lengths=(9, 20))]
-    most = 0
+    most, all_there = 0, threading.Event()
 
     def seen(token: int) -> bool:
         nonlocal most
+        assert all_there.wait(120)
         most = max(most, engine.running)
         return False
 
     for one in asked:
         one.conversation.take = seen
         engine.submit(one.conversation)
+    all_there.set()
     for one in asked:
         assert len(one.tokens()) == 40
     assert most == 2
@@ -206,13 +220,19 @@ def test_the_models_repetition_penalty_is_that_of_generate(start: Start, build: 
         assert asked.tokens() == check.reference(model, prompt, 20)
 
 
-def test_what_is_not_finished_at_the_end_is_told_so(model: Any) -> None:
+def test_what_is_not_finished_at_the_end_is_told_so(
+    model: Any, until: Callable[..., object]
+) -> None:
     engine = Engine(model, eos=frozenset(), max_batch=1, max_cells=4096)
     runs, waits = (Asked(p, 200) for p in prompts(2))
-    engine.submit(runs.conversation)
+    engine.submit(runs.held().conversation)
     engine.submit(waits.conversation)
-    assert runs.began.wait(30)
-    engine.close()
+    assert runs.began.wait(120)
+    ends = threading.Thread(target=engine.close)
+    ends.start()
+    until(lambda: engine._closing)
+    runs.go.set()
+    ends.join()
     for one in (runs, waits):
-        assert one.over.wait(5)
+        assert one.over.wait(120)
         assert one.message == "the service is ending"

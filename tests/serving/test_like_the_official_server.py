@@ -23,6 +23,8 @@ from typing import Any
 
 import pytest
 
+from finery.engines import proc
+
 ROOT = Path(__file__).parents[2]
 SCRIPTS = Path(__file__).parent / "official"
 PYTHON = ROOT / ".venv-inference" / "bin" / "python"
@@ -212,7 +214,7 @@ class Reply:
 
 def ask(port: int, row: Row) -> Reply | None:
     """The answer; None when the connection was closed without one."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     try:
         connection.putrequest(row.method, row.path)
         for name, value in row.headers.items():
@@ -248,12 +250,6 @@ def _relevant(headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
     return sorted(found)
 
 
-def free() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
-
-
 Until = Callable[..., Any]
 
 
@@ -265,6 +261,12 @@ def ports(tmp_path_factory: pytest.TempPathFactory, until: Until) -> Iterator[di
     place = tmp_path_factory.mktemp("servers")
     found: dict[str, int] = {}
     started: list[subprocess.Popen[bytes]] = []
+    held: list[socket.socket] = []
+
+    def free() -> int:  # nobody else is given it, and a server may listen there all the same
+        held.extend(proc.hold(1))
+        return int(held[-1].getsockname()[1])
+
     try:
         for name in ORIGINS:
             found[f"official {name}"] = free()
@@ -273,7 +275,7 @@ def ports(tmp_path_factory: pytest.TempPathFactory, until: Until) -> Iterator[di
                 if who == "ours" or name == "raw":
                     found[f"{who} {name}"] = free()
                     started.append(ours(name, found[f"{who} {name}"], place, who, python))
-        until(lambda: all(map(up, found.values())) or any(one.poll() for one in started), 60)
+        until(lambda: all(map(up, found.values())) or any(one.poll() for one in started), 120)
         logs = "\n".join(file.read_text() for file in place.glob("*.log"))
         assert all(map(up, found.values())), logs
         yield found
@@ -281,7 +283,9 @@ def ports(tmp_path_factory: pytest.TempPathFactory, until: Until) -> Iterator[di
         for one in started:
             one.terminate()
         for one in started:
-            one.wait(20)
+            one.wait(60)
+        for port in held:
+            port.close()
 
 
 def up(port: int) -> bool:
@@ -302,7 +306,7 @@ def ours(name: str, port: int, place: Path, who: str, python: str) -> subprocess
     folder = place / f"{who}-{name}"
     spec = {"kind": "script", "code": str(SCRIPTS / name), "script": "score.py", "port": port}
     file = place / f"{who}-{name}.json"
-    file.write_text(json.dumps(spec | {"request_timeout_ms": 20_000}))
+    file.write_text(json.dumps(spec | {"request_timeout_ms": 60_000}))
     command = [python, "-m", "finery.serving.host", str(file)]
     return spawn(command, folder, PYTHONPATH=str(ROOT / "src"), name=name)
 

@@ -10,7 +10,7 @@ from finery.serving.wire import Refusal
 
 def test_places_are_given_in_order_of_arrival() -> None:
     async def story() -> list[int]:
-        gate = Gate(1, queue=5, wait=5)
+        gate = Gate(1, queue=5, wait=60)
         order: list[int] = []
 
         async def one(number: int) -> None:
@@ -42,7 +42,7 @@ def test_who_waits_too_long_is_refused_and_who_comes_later_is_not() -> None:
 
 def test_a_full_queue_refuses_at_once() -> None:
     async def story() -> None:
-        gate = Gate(1, queue=1, wait=5)
+        gate = Gate(1, queue=1, wait=60)
         await gate.enter()
         waits = asyncio.ensure_future(gate.enter())
         await asyncio.sleep(0)
@@ -57,7 +57,7 @@ def test_a_full_queue_refuses_at_once() -> None:
 @pytest.mark.parametrize("given", [False, True], ids=["while waiting", "as the place comes"])
 def test_a_caller_who_leaves_takes_no_place(given: bool) -> None:
     async def story() -> None:
-        gate = Gate(1, queue=5, wait=5)
+        gate = Gate(1, queue=5, wait=60)
         await gate.enter()
         waits = asyncio.ensure_future(gate.enter())
         await asyncio.sleep(0)

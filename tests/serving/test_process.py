@@ -31,7 +31,7 @@ Until = Callable[..., Any]
 @pytest.fixture(scope="module")
 def chat(serve: Serve, phi3: Path) -> Iterator[Served]:
     document = {"kind": "chat", "model": str(phi3), "model_name": "tuned", "max_batch": 4}
-    document |= {"request_timeout_ms": 20_000, "max_queue_wait_ms": 20_000}
+    document |= {"request_timeout_ms": 60_000, "max_queue_wait_ms": 60_000}
     with serve(document, FINERY_SERVING_SECRET="s3cret", FINERY_DEPLOYMENT="blue") as served:
         yield served
 
@@ -141,12 +141,17 @@ def test_errors_speak_the_language_of_their_address(chat: Served) -> None:
 
 
 def test_an_answer_nobody_waits_for_is_not_finished(chat: Served, until: Until) -> None:
-    before = gauge(chat, 'tokens_total{kind="generated"}')
     body = asked("hello", max_tokens=240, stream=True)
-    with chat.client.stream("POST", "/v1/chat/completions", json=body) as answer:
-        next(answer.iter_lines())
-    until(lambda: gauge(chat, "answers_running") == 0)
-    assert gauge(chat, 'tokens_total{kind="generated"}') - before < 200
+
+    def generated() -> float:
+        """Leave after the first words, and return how many tokens were made all the same."""
+        before = gauge(chat, 'tokens_total{kind="generated"}')
+        with chat.client.stream("POST", "/v1/chat/completions", json=body) as answer:
+            next(answer.iter_lines())
+        until(lambda: gauge(chat, "answers_running") == 0)
+        return gauge(chat, 'tokens_total{kind="generated"}') - before
+
+    until(lambda: generated() < 200)  # again, should we have been too slow to leave in time
 
 
 SCRIPT = """
@@ -178,7 +183,7 @@ def test_a_script_is_served_and_does_not_learn_the_secret(serve: Serve, tmp_path
 
 def test_who_is_asked_to_end_finishes_what_runs(serve: Serve, tmp_path: Path, until: Until) -> None:
     go = tmp_path / "go"
-    with serve(script_spec(tmp_path) | {"request_timeout_ms": 20_000}) as served:
+    with serve(script_spec(tmp_path) | {"request_timeout_ms": 60_000}) as served:
         answers: list[Any] = []
 
         def call() -> None:
@@ -191,7 +196,7 @@ def test_who_is_asked_to_end_finishes_what_runs(serve: Serve, tmp_path: Path, un
         go.touch()
         thread.join()
         assert answers[0].status_code == 200
-        assert served.process.wait(20) == 0
+        assert served.process.wait(60) == 0
         assert served.events()[-1]["event"] == "ended"
         assert [one["status"] for one in served.events() if one["event"] == "request"] == [200]
 
@@ -213,7 +218,7 @@ def test_what_cannot_be_served_ends_at_once_with_one_line_that_says_why(
         env={"FINERY_PROCESS_DIR": str(tmp_path), "PATH": ""},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     assert (done.returncode, done.stderr) == (status, "")
     assert message in json.loads(done.stdout)["error"]
@@ -230,7 +235,7 @@ def test_a_script_needs_none_of_the_heavy_libraries(tmp_path: Path) -> None:
         "print({'torch', 'transformers', 'mlflow', 'pandas', 'numpy'} & set(sys.modules))\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=120
     )
     assert done.stdout == "set()\n", done.stderr
 
@@ -289,7 +294,7 @@ def test_a_user_s_environment_needs_next_to_nothing(
         assert (answer.status_code, answer.content.strip(b'"')) == (200, b"said")
     finally:
         process.terminate()
-        status = process.wait(20)
+        status = process.wait(60)
     assert status == 0
 
 
@@ -328,7 +333,7 @@ def test_a_run_that_never_returns_is_answered_and_does_not_keep_the_process(
         assert served.client.get("/health").status_code == 200
         assert served.client.post("/score", content=b"/nowhere").status_code == 429
         served.process.send_signal(signal.SIGTERM)
-        assert served.process.wait(20) == 0
+        assert served.process.wait(60) == 0
         assert served.events()[-1]["warning"] == "run() had not returned"
 
 
@@ -350,7 +355,7 @@ def test_a_script_that_cannot_start_leaves_its_traceback_and_a_last_line(
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     assert done.returncode == 1
     last = json.loads(done.stdout.splitlines()[-1])

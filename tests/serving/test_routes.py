@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from finery.serving import script, wire
+from finery.serving import script, wire, workers
 from finery.serving.contract import Told
 from finery.serving.routes import Host, plain
 from finery.serving.spec import Spec
@@ -33,7 +33,8 @@ def play(
     secret: str = "",
     **spec: Any,
 ) -> Host:
-    """Tell a story of requests to a host that serves `score`."""
+    """Tell a story of requests to a host that serves `score`; nothing is late unless it says so."""
+    spec = {"request_timeout_ms": 60_000, "max_queue_wait_ms": 60_000, **spec}
     made: list[Host] = []
 
     async def whole() -> None:
@@ -42,7 +43,8 @@ def play(
         host = Host(document, scorer=serves, secret=secret, deployment="blue")
         made.append(host)
         async with answering(host) as client:
-            await story(client)
+            async with asyncio.timeout(120):
+                await story(client)
 
     asyncio.run(whole())
     return made[0]
@@ -171,8 +173,31 @@ class Slow:
 
     def __call__(self, body: bytes) -> bytes:
         self.calls += 1
-        assert self.go.wait(20)
+        assert self.go.wait(120)
         return b"1"
+
+
+async def told(client: httpx.AsyncClient, line: bytes) -> None:
+    """Wait until the host says this of itself; `play` sees to it that this ends."""
+    while line + b"\n" not in (await client.get("/metrics")).content:
+        pass
+
+
+class Clock:
+    """The time as the workers see it: it goes on when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(workers, "time", made)
+    return made
 
 
 def test_probes_are_answered_while_a_script_runs() -> None:
@@ -190,25 +215,32 @@ def test_probes_are_answered_while_a_script_runs() -> None:
     play(story, slow)
 
 
-def test_a_place_that_does_not_come_free_is_429_and_a_late_answer_408() -> None:
+def test_a_place_that_does_not_come_free_is_429_and_a_late_answer_408(clock: Clock) -> None:
     slow = Slow()
 
     async def story(client: httpx.AsyncClient) -> None:
         first = asyncio.ensure_future(client.post("/score"))
         while not slow.calls:
             await asyncio.sleep(0)
-        waited = await client.post("/score")
+        second = asyncio.ensure_future(client.post("/score"))
+        await told(client, b"finery_queue 1")
+        clock.now += 0.1
+        waited = await second
         assert waited.status_code == 429
         assert waited.headers["retry-after"] == "1"
         assert "within 50 ms" in waited.json()["error"]["message"]
+        clock.now += 0.3
         late = await first
         assert late.status_code == 408
         assert "within 300 ms" in late.json()["error"]["message"]
         # The script cannot be stopped: its place is taken until it returns.
-        assert (await client.post("/score")).status_code == 429
+        third = asyncio.ensure_future(client.post("/score"))
+        await told(client, b"finery_queue 1")
+        clock.now += 0.1
+        assert (await third).status_code == 429
         slow.go.set()
-        while (await client.post("/score")).status_code == 429:
-            pass
+        await told(client, b"finery_running 0")
+        assert (await client.post("/score")).status_code == 200
         assert slow.calls == 2, "what was refused was never run"
 
     play(story, slow, request_timeout_ms=300, max_queue_wait_ms=50)
@@ -219,19 +251,18 @@ def test_a_full_queue_is_429_at_once() -> None:
 
     async def story(client: httpx.AsyncClient) -> None:
         running = [asyncio.ensure_future(client.post("/score")) for _ in range(2)]
-        while not slow.calls:
-            await asyncio.sleep(0)
+        await told(client, b"finery_queue 1")
         refused = await client.post("/score")
         assert refused.status_code == 429
         assert "1 are waiting" in refused.json()["error"]["message"]
         slow.go.set()
         assert [one.status_code for one in await asyncio.gather(*running)] == [200, 200]
 
-    play(story, slow, max_queued_requests=1, max_queue_wait_ms=20_000)
+    play(story, slow, max_queued_requests=1)
 
 
 def test_as_many_run_at_once_as_the_settings_allow() -> None:
-    meet = threading.Barrier(3, timeout=20)
+    meet = threading.Barrier(3, timeout=60)
 
     def together(body: bytes) -> bytes:
         meet.wait()
@@ -250,7 +281,7 @@ def test_many_callers_all_get_their_own_answer() -> None:
         answers = await asyncio.gather(*(client.post("/score", content=b) for b in bodies))
         assert [one.content for one in answers] == [echo(body) for body in bodies]
 
-    host = play(story, echo, max_concurrent_requests=4, max_queue_wait_ms=20_000)
+    host = play(story, echo, max_concurrent_requests=4)
     assert (host.workers.running, host.workers.waiting) == (0, 0)  # type: ignore[union-attr]
 
 
@@ -361,17 +392,20 @@ def test_what_fails_before_its_first_piece_is_an_error_and_later_a_broken_answer
     assert [(one["status"], one["bytes"]) for one in lines] == [(500, 16), (500, 3), (200, 6)]
 
 
-def test_an_answer_in_pieces_that_takes_too_long_breaks_off() -> None:
+def test_an_answer_in_pieces_that_takes_too_long_breaks_off(clock: Clock) -> None:
     go = threading.Event()
 
     def pieces() -> Iterator[bytes]:
         yield b"one"
-        go.wait(20)
+        go.wait(120)
         yield b"two"
 
     async def story(client: httpx.AsyncClient) -> None:
-        with pytest.raises(httpx.RemoteProtocolError):
-            await client.post("/score")
+        async with client.stream("POST", "/score") as answer:
+            assert answer.status_code == 200
+            clock.now += 1
+            with pytest.raises(httpx.RemoteProtocolError):
+                await answer.aread()
         go.set()
 
     scorer: wire.Scorer = lambda exchange: Answer(200, [], b"", pieces())  # noqa: E731
@@ -386,17 +420,15 @@ def test_a_caller_who_leaves_the_queue_is_not_run_and_the_queue_is_told() -> Non
         while not slow.calls:
             await asyncio.sleep(0)
         leaves = asyncio.ensure_future(client.post("/score"))
-        while b"finery_queue 1\n" not in (told := (await client.get("/metrics")).content):
-            pass
-        assert b"finery_running 1\n" in told
+        await told(client, b"finery_queue 1")
+        await told(client, b"finery_running 1")
         leaves.cancel()
-        while b"finery_queue 0\n" not in (await client.get("/metrics")).content:
-            pass
+        await told(client, b"finery_queue 0")
         slow.go.set()
         assert (await running).status_code == 200
         assert slow.calls == 1
 
-    play(story, slow, max_queue_wait_ms=20_000, request_timeout_ms=20_000)
+    play(story, slow)
 
 
 def test_memory_that_runs_out_is_an_answer(capsys: pytest.CaptureFixture[str]) -> None:

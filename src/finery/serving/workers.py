@@ -1,9 +1,9 @@
 """Threads for code that blocks, with a queue in front and a cheap way there and back.
 
 A user's `run()` may take seconds; on a thread of its own it holds up neither
-probes nor other requests.  A thread that is done takes the next request at once,
-and answers come back to the event loop in batches: one wake-up for all that
-finished since the last.  Nothing here can interrupt a call: one that is past its
+probes nor other requests.  Requests go to the threads in batches, after the turn of
+the event loop that read them; a thread that is done takes the next one at once, and
+answers come back in batches: one wake-up for all that finished since the last.  Nothing here can interrupt a call: one that is past its
 time is answered, but keeps its thread until it returns.
 
 Limits are Azure's request settings, as in `limits.py`, which does the same for
@@ -103,7 +103,9 @@ class Workers:
         if not self._sweeping:
             self._sweeping = True
             self._loop.call_later(SWEEP, self._sweep)
-        self._todo.put(call)
+        # Woken at once, the thread would quarrel with the loop about the interpreter while the
+        # loop reads what else has arrived; after this turn they find all of it.
+        self._loop.call_soon(self._todo.put, call)
 
     # -- on the threads ----------------------------------------------------------------
 
@@ -204,18 +206,22 @@ class Workers:
         self._settle(call, why)
 
     def _sweep(self) -> None:
-        """Answer those that have waited or run too long."""
+        """Answer those that have waited or run too long.
+
+        One with a place waits for none, however late its thread takes it up.
+        """
         now = time.monotonic()
         late = wire.late(self._time)
         full = wire.busy(f"no place came free within {self._wait * 1000:.0f} ms")
-        for call in list(self._calls):
+        for place, call in enumerate(list(self._calls)):
             if call.settled or now - call.since <= min(self._time, self._wait):
                 continue
             with self._lock:  # it may be starting just now
-                if now - call.since <= (self._time if call.started else self._wait):
+                runs = call.started or place < self._places
+                if now - call.since <= (self._time if runs else self._wait):
                     continue
                 call.dropped = True
-            self._drop(call, late if call.started else full)
+            self._drop(call, late if runs else full)
         self._sweeping = bool(self._calls)
         if self._sweeping:
             self._loop.call_later(SWEEP, self._sweep)
