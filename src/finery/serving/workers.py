@@ -2,9 +2,10 @@
 
 A user's `run()` may take seconds; on a thread of its own it holds up neither
 probes nor other requests.  Requests go to the threads in batches, after the turn of
-the event loop that read them; a thread that is done takes the next one at once, and
-answers come back in batches: one wake-up for all that finished since the last.  Nothing here can interrupt a call: one that is past its
-time is answered, but keeps its thread until it returns.
+the event loop that read them.  A thread that is done takes the next one at once, and
+answers come back in batches: one wake-up for all that finished since the last.
+Nothing here can interrupt a call: one that is past its time is answered, but keeps
+its thread until it returns.
 
 Limits are Azure's request settings, as in `limits.py`, which does the same for
 code that does not block.
