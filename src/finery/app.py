@@ -96,6 +96,7 @@ class Platform:
     files: Files
     keys: Keys
     engine: LocalEngine
+    environments: Environments
     supervisor: Supervisor
     house: House
     figures: Figures
@@ -103,6 +104,7 @@ class Platform:
 
     def close(self) -> None:
         self.supervisor.end()
+        self.environments.minding.close()
         self.engine.close()
         self.store.close()
 
@@ -178,6 +180,7 @@ def create(settings: Settings, *, http: str, https: str) -> Platform:
         files=files,
         keys=keys,
         engine=engine,
+        environments=built,
         supervisor=supervisor,
         house=house,
         figures=Figures(store, way_in, mlflow.deployments, instances=way_in.telling.instances),
@@ -303,6 +306,7 @@ async def _serve(
                 task.result()
     loop_thread = threading.Thread(target=platform.supervisor.run, name="supervisor", daemon=True)
     loop_thread.start()
+    platform.environments.minding.begin()
     figures = asyncio.create_task(platform.figures.run())
     _announce(platform)
     ready(platform)

@@ -258,6 +258,10 @@ def test_a_context_replaces_what_it_names_in_a_copy_of_ours_and_ours_stays_as_it
             "sixpence=1.0, sevenpence=1.0",
             "sevenpence depend on sixpence>=2 and you require sixpence==1.0",
         ),
+        (
+            "python=3.99, no-such-package=1.0",
+            r"no-such-package was not found.*\(Python ==3\.99\.\* was asked for.* it is Python 3",
+        ),
     ],
 )
 def test_a_package_that_is_not_there_and_a_conflict_are_told_as_such(
@@ -345,7 +349,7 @@ def test_a_build_that_nobody_waits_for_is_stopped_and_leaves_no_folder(
     asked = lambda: server.runtime(asset, serving=False, log=tmp_path / "log")  # noqa: E731
     (pid,) = until(lambda: asked() is None and world.begun())
     until(lambda: not Path(f"/proc/{pid}").exists())
-    until(lambda: not server._minding)
+    until(lambda: not server.minding._minds)
     assert not [path for path in (world.home / "environments").iterdir() if path.is_dir()]
 
 

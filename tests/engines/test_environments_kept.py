@@ -114,7 +114,7 @@ def test_a_look_that_fails_is_not_the_last(
 
     world.engine.stop = stop  # type: ignore[method-assign]
     until(lambda: not Path(f"/proc/{pid}").exists())
-    until(lambda: not server._minding)
+    until(lambda: not server.minding._minds)
     assert fails.is_set() and "was not looked at" in caplog.text
 
 
@@ -175,7 +175,7 @@ def test_what_nothing_has_used_for_a_month_goes_and_what_is_used_stays(
     for folder in (unused, asked, runs):
         age(folder / "ready.json", 31)
     assert server.runtime(conda("b", SYSTEM.format(name="b")), serving=False)  # used anew
-    server.tidy()
+    server.minding.tidy()
     there = {path.name for path in (world.home / "environments").iterdir() if path.is_dir()}
     assert there == {asked.name, runs.name}
     assert not [*(world.home / "environments").glob(f"{unused.name}*")]
@@ -203,12 +203,12 @@ def test_the_leftovers_of_builds_that_failed_go_after_a_day(world: World) -> Non
     for name in ("aa.json", "aa.log", "aa.failed.json", "cc.log"):
         (place / name).touch()
     (place / ".gone-dd").mkdir()
-    world.server().tidy()
+    world.server().minding.tidy()
     assert len([*place.iterdir()]) == 5 and ended.exists() and half.exists()  # a day it stays
     for path in (ended / "exit.json", half, *place.glob("*.*")):
         age(path, 1.1)
     (place / "cc.log").touch()
-    world.server().tidy()
+    world.server().minding.tidy()
     assert {path.name for path in place.iterdir()} == {"cc.log"} and not ended.exists()
 
 
@@ -217,11 +217,11 @@ def test_it_is_tidied_when_one_is_asked_for_and_then_once_an_hour(
 ) -> None:
     tidied: list[int] = []
     server = world.server()
-    monkeypatch.setattr(server, "tidy", lambda: tidied.append(1))
+    monkeypatch.setattr(server.minding, "tidy", lambda: tidied.append(1))
     image = named("mine", kind="image", image="python:3.11")
     for _ in range(3):
         assert server.runtime(image, serving=False)
     until(lambda: tidied)
-    server._tidy_at = 0.0
+    server.minding._tidy_at = 0.0
     assert server.runtime(image, serving=False)
     until(lambda: len(tidied) == 2)

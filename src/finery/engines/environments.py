@@ -6,7 +6,7 @@ twice, and a job that waits sees its log.  Folders: `environments/HASH/` is whol
 once `ready.json` is in it; beside it are `HASH.json`, the wish, `HASH.log`, and
 `HASH.failed.json` after a failure, which is told to those who waited for that
 build and to no one else: who asks later has it tried again.
-What is asked for is read by `wanted.py`.
+What is asked for is read by `wanted.py`; what nobody waits for or uses goes by `minding.py`.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from finery.core.errors import Failure, Invalid, NotSupported, Unavailable
 from finery.engines import (
     aside,
     building,
-    built,
     containers,
     images,
     interpreters,
+    minding,
     overlay,
     sharing,
     wanted,
@@ -48,9 +48,6 @@ MOST_TRIES = 3  # of a build whose builder is killed each time
 LONGEST = 3600.0  # seconds that a build may take
 LOOK_AGAIN = 30.0  # seconds after which a container engine, or an image, is looked for anew
 USED_AGAIN = 3600.0  # seconds after which it is written down anew that one is used
-TIDIED_AGAIN = 3600.0  # seconds after which what nothing uses is looked for anew
-FAILED_KEPT = 24 * 3600.0  # seconds that the files of a build that failed are kept
-UNUSED_KEPT = 30 * 24 * 3600.0  # seconds that an environment is kept that nothing uses
 _BUILDER = 1  # of what is built, when that changes
 # What of the server's environment tells a builder where packages and engines are.
 _TOLD = re.compile(
@@ -93,7 +90,6 @@ class Environments:
         self.home = home.absolute() / "environments"
         self.engine, self.locate, self.kind = engine, locate, kind
         self.strict, self.own_packages = strict, own_packages
-        self.ignored = ignored
         self._surroundings = dict(os.environ if surroundings is None else surroundings)
         self._wishes: dict[tuple[str, ...], tuple[Wanted, str]] = {}
         self._aside = aside.Aside(patience)
@@ -101,18 +97,18 @@ class Environments:
         self._look_at = 0.0  # when to look for a container engine again
         self._ready: dict[str, Runtime] = {}
         self._looked: dict[str, float] = {}  # images -> when they were last seen here
-        self._tidy_at = 0.0  # when to look again for what nothing uses
-        self._asked: dict[str, float] = {}  # builds that run -> when they were last asked for
         self._begun: dict[str, int] = {}  # builds -> how often, since they last ended by themselves
-        self._minding = False
         self._lock = threading.RLock()
+        self.minding = minding.Minding(
+            home.absolute(), engine=engine, lock=self._lock, ignored=ignored
+        )
 
     def runtime(
         self, environment: Asset | None, *, serving: bool, log: Path | None = None
     ) -> Runtime | None:
         if environment is None or environment.spec.get("kind") == "curated":
             return OWN
-        self._tidy_up()
+        self.minding.look()
         # What takes long is read and looked for outside of the lock: nobody else waits for it.
         client = self._client(environment)
         read = None if client is None else self._wish(environment, serving, client)
@@ -266,10 +262,7 @@ class Environments:
             if len(self._building()) >= MOST_BUILDS:
                 return None
             self._start(wish, key, id)
-        self._asked[key] = time.monotonic()
-        if not self._minding:
-            self._minding = True
-            threading.Thread(target=self._mind, name="builds", daemon=True).start()
+        self.minding.asked(key)
         if log is not None:
             _show(self._log(key), log)
         return None
@@ -307,7 +300,7 @@ class Environments:
 
         None where it did not: it was stopped or killed, and is simply begun again.
         """
-        self._tidy(key)
+        self.minding.clear(key)
         said = _read(self.home / f"{key}.failed.json")
         if said:
             self._begun.pop(key, None)
@@ -318,58 +311,6 @@ class Environments:
             return None
         self._begun.pop(key, None)
         return report.reason or "its builder ended without a word", False
-
-    def _mind(self) -> None:
-        """Stop the builds that nobody waits for any more; ends with the last build."""
-        while True:
-            time.sleep(min(1.0, self.ignored))
-            with self._lock:
-                for key in [*self._asked]:
-                    try:
-                        self._mind_one(key)
-                    except Exception:  # of one look: the next may go well, and others wait for it
-                        logger.exception("the build of the environment %s was not looked at", key)
-                if not self._asked:
-                    self._minding = False
-                    return
-
-    def _mind_one(self, key: str) -> None:
-        if self.engine.report(f"environment-{key}").state == "exited":
-            self._asked.pop(key)
-            self._tidy(key)
-        elif time.monotonic() - self._asked[key] > self.ignored:
-            logger.info("nobody waits for the environment %s: stopped", key)
-            self.engine.stop(f"environment-{key}")
-
-    def _tidy_up(self) -> None:
-        """Have what nothing uses any more taken away, in the background, once an hour."""
-        with self._lock:
-            if time.monotonic() < self._tidy_at:
-                return
-            self._tidy_at = time.monotonic() + TIDIED_AGAIN
-        threading.Thread(target=self.tidy, name="tidying", daemon=True).start()
-
-    def tidy(self) -> None:
-        """Take away what nothing has used for long, and what builds that failed have left."""
-        home, now = self.home.parent, time.time()
-        try:
-            for place in home.glob("processes/environment-*/exit.json"):
-                if place.stat().st_mtime < now - FAILED_KEPT:
-                    self.engine.forget(place.parent.name)
-            old = {"before": now - UNUSED_KEPT, "half": now - FAILED_KEPT}
-            for key in built.expired(home, **old):
-                with self._lock:
-                    if built.put_aside(home, key, **old):
-                        logger.info("the environment %s was not used for long: removed", key)
-            built.sweep(home, before=now - FAILED_KEPT)
-            built.discard(home)
-        except Exception:
-            logger.exception("the environments were not tidied: tried again in an hour")
-
-    def _tidy(self, key: str) -> None:
-        """Take away what a build that failed has left of its folder."""
-        if not (self.home / key / building.READY).exists():
-            shutil.rmtree(self.home / key, ignore_errors=True)
 
     def _log(self, key: str) -> Path:
         return self.home / f"{key}.log"
@@ -384,11 +325,14 @@ def _failure(environment: Asset, cause: str, invalid: bool) -> Failure:
 
 
 def _called(environment: Asset) -> str:
-    return f"the environment {'of the model ' * (environment.kind == 'model')}{environment.name!r}"
+    if environment.kind != "model":
+        return f"the environment {environment.name!r}"
+    named = "of its model" if environment.anonymous else f"of the model {environment.name!r}"
+    return f"the environment {named}"
 
 
 def _way_out(environment: Asset) -> str:
-    """Say what to do where a model's own wishes cannot be met: on a machine that is offline, say"""
+    """Say what to do where a model's own wishes cannot be met, as on a machine that is offline."""
     if environment.kind != "model":
         return ""
     return (
