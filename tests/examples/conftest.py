@@ -28,7 +28,8 @@ def standin() -> Path:
 def guide() -> Iterator[dict[str, ModuleType]]:
     """The scripts by name; afterwards the names mean again what they meant before."""
     sys.path[:0] = [str(place) for place in PLACES]
-    names = ("documents", "florence2", "pages", "scores", "learner", "train_mlflow", "score")
+    names = ("documents", "florence2", "pages", "scores", "learner", "ranks", "checkpoints")
+    names += ("train_mlflow", "score")
     before = {name: sys.modules.pop(name, None) for name in names}
     try:
         yield {name: importlib.import_module(name) for name in names}

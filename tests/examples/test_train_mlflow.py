@@ -282,10 +282,10 @@ def test_what_has_no_room_is_looked_at_again(
 
 def test_ranks_share_the_rows_and_take_the_same_number_of_steps(train: ModuleType) -> None:
     cpu = torch.device("cpu")
-    parts = [train.order(11, 5, train.Ranks(rank, 4, cpu)) for rank in range(4)]
+    parts = [train.Ranks(rank, 4, cpu).order(11, 5) for rank in range(4)]
     assert {len(part) for part in parts} == {3}
     assert set().union(*parts) == set(range(11))
-    assert train.order(11, 6, train.Ranks(0, 4, cpu)) != parts[0]
+    assert train.Ranks(0, 4, cpu).order(11, 6) != parts[0]
 
 
 def test_a_word_that_is_neither_yes_nor_no_is_refused(train: ModuleType) -> None:

@@ -7,8 +7,9 @@ It runs on one GPU, on several, or on none, and needs nothing of Azure's: `mlflo
 joins the job's own run where there is a job, and writes to ./mlruns where there is none.
 
 Rows come from `pages.py`, the loss and the answers from `learner.py`, scores from `scores.py`, the
-model from `florence2.py` (transformers' own classes: no code comes with the weights). What is
-logged, by step of the optimizer:
+model from `florence2.py` (transformers' own classes: no code comes with the weights). `ranks.py` is
+several processes in one training, `checkpoints.py` what a killed one goes on from. What is logged,
+by step of the optimizer:
 `train_loss`, `learning_rate`, `progress`; every `--save_steps` a page with the model's answer
 below it, and a checkpoint; after each epoch `avg_val_loss`, `anls` and `exact_match`.
 """
@@ -24,52 +25,22 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import checkpoints
 import florence2
 import mlflow
 import numpy as np
 import pages
 import scores
 import torch
-import torch.distributed as dist
 from learner import Learner
 from PIL import Image, ImageDraw, ImageFont
+from ranks import Ranks, join, leave
 from torch.nn.parallel import DistributedDataParallel
 from transformers import get_scheduler
 from transformers.utils import logging
-
-STATE = "training_state.pt"
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """Which of the training's processes this is, and how they talk.  One process is a rank too."""
-
-    rank: int
-    world: int
-    device: torch.device
-
-    @property
-    def first(self) -> bool:
-        return self.rank == 0
-
-    def total(self, *values: float) -> list[float]:
-        """The sums over all ranks."""
-        if self.world == 1:
-            return list(values)
-        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(tensor)
-        return tensor.tolist()
-
-    def told(self, value: Any) -> Any:
-        """What the first rank has."""
-        box = [value]
-        if self.world > 1:
-            dist.broadcast_object_list(box, device=self.device)
-        return box[0]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -103,8 +74,7 @@ def main(argv: list[str] | None = None) -> None:
         with mlflow.start_run() if ranks.first else contextlib.nullcontext():
             Training(args, ranks, learner, processor, batches, data).run()
     finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        leave()
 
 
 class Training:
@@ -201,7 +171,7 @@ class Training:
     def loader(self, epoch: int) -> torch.utils.data.DataLoader:
         """This rank's batches of the epoch, from where the training is on."""
         done = (self.step - epoch * self.steps_per_epoch) * self.args.grad_accum_steps
-        rows = order(len(self.data["train"]), self.args.seed + epoch, self.ranks)
+        rows = self.ranks.order(len(self.data["train"]), self.args.seed + epoch)
         return self.batched("train", rows[done * self.args.train_batch_size :])
 
     def batched(self, split: str, rows: list[int]) -> torch.utils.data.DataLoader:
@@ -281,20 +251,14 @@ class Training:
         """`steps_N` below --output_dir, whole or not at all; the two newest are kept."""
         if not self.ranks.first:
             return
-        folder = Path(self.args.output_dir)
-        part = folder / f".steps_{self.step}.part"
-        shutil.rmtree(part, ignore_errors=True)
-        self.save(part)
         state = {
             "step": self.step,
             "total": self.total,
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
         }
-        torch.save(state, part / STATE)
-        part.rename(folder / f"steps_{self.step}")
-        for old in checkpoints(folder)[: -self.args.keep_checkpoints]:
-            shutil.rmtree(old)
+        folder = Path(self.args.output_dir)
+        checkpoints.write(folder, state, save=self.save, keep=self.args.keep_checkpoints)
 
     def save(self, folder: Path) -> None:
         self.learner.model.save_pretrained(folder)
@@ -302,24 +266,18 @@ class Training:
 
     def resume(self) -> None:
         """Go on from the newest checkpoint of --output_dir, or else of --resume_from."""
-        given = [self.args.output_dir, self.args.resume_from]
-        found = [path for folder in given if folder for path in checkpoints(Path(folder))[-1:]]
-        if not found:
+        found = checkpoints.newest([self.args.output_dir, self.args.resume_from])
+        if found is None:
             return
-        state = torch.load(found[0] / STATE, map_location="cpu", weights_only=True)
-        if state["total"] != self.total:
-            raise SystemExit(
-                f"{found[0]} is of a training of {state['total']} steps and this one has "
-                f"{self.total}: the data, the batches or the epochs are not the same"
-            )
-        model, _ = florence2.load(found[0])
+        state = checkpoints.read(found, total=self.total)
+        model, _ = florence2.load(found)
         self.learner.model.load_state_dict(model.state_dict())
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.step = state["step"]
         seed_all(self.args.seed + self.step)  # dropout need not repeat itself
         if self.ranks.first:
-            print(f"Going on from {found[0]}", flush=True)
+            print(f"Going on from {found}", flush=True)
 
     def finish(self) -> None:
         """Save the model; its checkpoints would only be weight on it."""
@@ -327,10 +285,7 @@ class Training:
             return
         self.log_sample()
         self.save(Path(self.args.model_dir))
-        for folder in checkpoints(Path(self.args.output_dir)):
-            shutil.rmtree(folder)
-        with contextlib.suppress(OSError):  # it is not empty, or not there
-            Path(self.args.output_dir).rmdir()
+        checkpoints.remove(Path(self.args.output_dir))
         mlflow.flush_artifact_async_logging()
         print(f"The model is in {self.args.model_dir}", flush=True)
 
@@ -368,19 +323,6 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     return flags.parse_args(argv)
 
 
-def join() -> Ranks:
-    """RANK, WORLD_SIZE and the others are set by torchrun, or by the job's `distribution`."""
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-        torch.cuda.set_device(device)
-        torch.set_float32_matmul_precision("high")
-    if world > 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    return Ranks(rank, world, device)
-
-
 def seed_all(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
@@ -412,13 +354,6 @@ def room(given: float, device: torch.device) -> float:
     return torch.cuda.get_device_properties(device).total_memory / 4e9
 
 
-def order(count: int, seed: int, ranks: Ranks) -> list[int]:
-    """A rank's rows of an epoch, as many as every other rank's: some come twice if need be."""
-    rows = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
-    rows += rows[: -count % ranks.world]
-    return rows[ranks.rank :: ranks.world]
-
-
 def grouped(loader: Any, size: int) -> Iterator[list[Any]]:
     group = []
     for batch in loader:
@@ -428,12 +363,6 @@ def grouped(loader: Any, size: int) -> Iterator[list[Any]]:
             group = []
     if group:
         yield group
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """The folders `steps_N`, the newest last."""
-    found = [path for path in folder.glob("steps_*") if (path / STATE).is_file()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("steps_")))
 
 
 def image_with_text(page: Image.Image, text: str, *, width: int = 640) -> Image.Image:
