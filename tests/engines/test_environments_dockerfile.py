@@ -146,6 +146,7 @@ def test_many_lines_that_are_not_honoured_are_counted(context) -> None:
         ("RUN pip install six\n", "line 1: RUN comes before FROM"),
         ("FROM python\n{json}\n", "line 2 is no instruction"),
         ("FROM python\nRUN pip install -r nowhere.txt\n", "nowhere.txt"),
+        ("FROM python\nCOPY none.txt .\nRUN pip install -r none.txt\n", "no 'none.txt' in its"),
         ("FROM python\nRUN pip install -r ../../etc/passwd\n", "outside its folder|no '"),
         ("FROM python\nRUN pip install -r\n", "line 2: -r is given nothing"),
         ("FROM python\nRUN pip install six --target /x", ""),

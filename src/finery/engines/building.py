@@ -76,8 +76,8 @@ def by_uv(wanted: Wanted, folder: Path) -> dict[str, Any]:
         if not wanted.conda or "was not found in the" not in ended.said:
             raise
         if interpreters.conda() is None:
-            hint = "a package that only conda has needs conda or micromamba on this machine"
-            raise explaining.Ended(ended.said, hint) from None
+            ended.add("a package that only conda has needs conda or micromamba on this machine")
+            raise
         say("the package index does not have all of it: once more, with conda")
         return by_conda(wanted, folder)
     _let_host_in(wanted, folder)

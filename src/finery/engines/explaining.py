@@ -23,7 +23,13 @@ class Ended(Exception):
 
     def __init__(self, said: str, hint: str = "") -> None:
         super().__init__(said)
-        self.said, self.hint = said, f"({hint})" if hint else ""
+        self.said, self.hint = said, ""
+        self.add(hint)
+
+    def add(self, hint: str) -> None:
+        """Have what is told of it end with one more hint."""
+        if hint:
+            self.hint = f"{self.hint} ({hint})".strip()
 
 
 @dataclass(frozen=True)

@@ -64,8 +64,12 @@ def make(wanted: Wanted, folder: Path, *, run: Run, say: Callable[[str], None]) 
     if wanted.serving:
         making.steps = [*making.steps[:-1], [*(making.steps or [[]])[-1], *images.HOST]]
     _share(making, chosen)
-    for step in making.steps:
-        _install(making, step, same=chosen.same)
+    try:
+        for step in making.steps:
+            _install(making, step, same=chosen.same)
+    except explaining.Ended as ended:  # old pins may want the old Python, and no other
+        ended.add("; ".join(chosen.warnings))
+        raise
     _settle(making)
     if wanted.on_ours:
         _mend(making)

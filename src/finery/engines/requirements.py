@@ -102,7 +102,8 @@ def within(folder: Path | None, path: str, *, base: Path | None, where: str) -> 
     if not found.is_relative_to(folder.resolve()):
         raise Invalid(f"{where}: {path!r} is outside its folder", target=path)
     if not found.exists():
-        raise Invalid(f"{where}: there is no {path!r} in its folder", target=path)
+        inside = str(found.relative_to(folder.resolve()))
+        raise Invalid(f"{where}: there is no {inside!r} in its folder", target=inside)
     return found
 
 
