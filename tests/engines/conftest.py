@@ -16,7 +16,7 @@ from finery.engines.local import LocalEngine
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[LocalEngine]:
     surroundings = {"PATH": os.environ["PATH"], "FINERY_SECRET": "s3cret"}
-    made = LocalEngine(tmp_path / "home", surroundings=surroundings, grace=60, stack="json")
+    made = LocalEngine(tmp_path / "home", surroundings=surroundings, grace=0.3, stack="json")
     yield made
     for directory in (tmp_path / "home" / "processes").glob("*/"):
         made.stop(directory.name)

@@ -222,7 +222,8 @@ def test_after_a_restart_of_the_machine_it_is_lost_and_no_number_is_trusted(
 
 
 def test_stop_asks_first(engine: LocalEngine, a_process: Make, until: Until) -> None:
-    engine.start(a_process("trap 'echo bye; exit 4' TERM; echo up; while :; do sleep 0.01; done"))
+    line = "trap 'echo bye; exit 4' TERM; echo up; while :; do sleep 0.01; done"
+    engine.start(a_process(line, grace=60))
     until(lambda: engine.log("p1"))
     engine.stop("p1")
     end = end_of(engine, until)
@@ -235,8 +236,7 @@ def test_stop_asks_first(engine: LocalEngine, a_process: Make, until: Until) -> 
 def test_stop_insists_after_the_grace_period(
     engine: LocalEngine, a_process: Make, until: Until
 ) -> None:
-    line = "trap '' TERM; echo up; while :; do sleep 0.01; done"
-    engine.start(a_process(line, grace=0.2))
+    engine.start(a_process("trap '' TERM; echo up; while :; do sleep 0.01; done"))
     until(lambda: engine.log("p1"))
     engine.stop("p1")
     assert end_of(engine, until, "p1").exit_code == -signal.SIGKILL
@@ -245,7 +245,7 @@ def test_stop_insists_after_the_grace_period(
 def test_a_process_past_its_time_is_ended_and_says_so(
     engine: LocalEngine, a_process: Make, until: Until
 ) -> None:
-    engine.start(a_process("sleep 60", timeout=0.2))
+    engine.start(a_process("sleep 60", timeout=0.2, grace=60))
     end = end_of(engine, until)
     assert (end.exit_code, end.timed_out) == (-signal.SIGTERM, True)
     assert end.reason == "ran past its 0.2 s"

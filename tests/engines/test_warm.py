@@ -31,7 +31,7 @@ def no_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[LocalEngine]:
-    made = LocalEngine(tmp_path / "home", grace=60, stack="json,wave")
+    made = LocalEngine(tmp_path / "home", grace=0.3, stack="json,wave")
     yield made
     for directory in (tmp_path / "home" / "processes").glob("*/"):
         made.stop(directory.name)
