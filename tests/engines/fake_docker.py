@@ -37,9 +37,17 @@ def install(folder: Path, *, name: str = "docker", running: bool = True) -> Path
 
 def told(folder: Path) -> list[list[str]]:
     """Return every call, but for the questions whether the engine runs."""
+    return [call for call in _calls(folder) if call[0] not in ("version", "info")]
+
+
+def looked(folder: Path) -> int:
+    """Return how often it was asked whether the engine runs."""
+    return len(_calls(folder)) - len(told(folder))
+
+
+def _calls(folder: Path) -> list[list[str]]:
     notes = folder / "calls"
-    calls = [json.loads(line) for line in notes.read_text().splitlines()] if notes.exists() else []
-    return [call for call in calls if call[0] not in ("version", "info")]
+    return [json.loads(line) for line in notes.read_text().splitlines()] if notes.exists() else []
 
 
 def main() -> None:
@@ -47,7 +55,8 @@ def main() -> None:
     with (here / "calls").open("a") as notes:
         notes.write(json.dumps(words) + "\n")
     if not (here / "running").exists():
-        sys.exit("Cannot connect to the Docker daemon. Is the docker daemon running?")
+        print("Cannot connect to the Docker daemon. Is the docker daemon running?", file=sys.stderr)
+        sys.exit(125 if words[0] == "run" else 1)
     match words[0]:
         case "version" | "info":
             print("99.0")

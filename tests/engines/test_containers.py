@@ -122,6 +122,23 @@ def test_each_rank_is_a_container_and_they_share_memory(
     assert (tmp_path / "p1_process_01.txt").read_text() == "1 of 2\n"
 
 
+def test_its_engine_is_looked_for_once_and_again_after_it_has_failed(
+    engine: LocalEngine, a_process: Make, bin: Path, until: Until
+) -> None:
+    def code(id: str) -> int | None:
+        engine.start(a_process("exit 3", id, image="i"))
+        until(lambda: engine.report(id).state == "exited")
+        return engine.report(id).exit_code
+
+    assert (code("p1"), code("p2")) == (3, 3) and fake_docker.looked(bin) == 1
+    (bin / "running").unlink()
+    assert code("p3") == 125 and b"Cannot connect" in engine.log("p3")
+    with pytest.raises(Unavailable, match="neither Docker nor Podman is running"):
+        code("p4")
+    (bin / "running").touch()
+    assert code("p5") == 3 and fake_docker.looked(bin) == 3
+
+
 def test_devices_are_named_to_docker_and_counted_anew_inside() -> None:
     assert containers._devices("/usr/bin/docker", ["2", "3"]) == ["--gpus", '"device=2,3"']
     assert containers._devices("/usr/bin/podman", ["2"]) == ["--device", "nvidia.com/gpu=2"]

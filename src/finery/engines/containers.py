@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finery.core.compute import Process
-from finery.core.errors import Unavailable
 from finery.engines import ranks
 
 PROGRAMS = ("docker", "podman")
@@ -30,6 +29,8 @@ SHM_SIZE = 2 << 30  # bytes, as on Azure
 CLIENT = re.compile(
     r"DOCKER_(HOST|CONTEXT|CONFIG|CERT_PATH|TLS_VERIFY)|CONTAINER_HOST|XDG_RUNTIME_DIR"
 )
+# What a client ends with where its engine did not start the container, or is gone itself.
+NOT_STARTED = (125, 126, 127)
 _ANSWERS = 3.0  # seconds that a client is given to say that its engine runs
 # By these a job would change the client, which runs outside of the container.
 _CLIENTS_OWN = re.compile(
@@ -77,6 +78,7 @@ def answers(program: str, surroundings: Mapping[str, str]) -> bool:
 def enclose(
     process: Process,
     *,
+    program: str,
     home: Path,
     directory: Path,
     variables: Mapping[str, str],
@@ -85,16 +87,10 @@ def enclose(
 ) -> Container:
     """Return how a process runs in its image.
 
+    `program`: the client, as `find` returned it.
     `directory`: its own below `home`/processes; `variables`: what it is to see;
     `devices`: of the machine, by the names that the driver has for them.
     """
-    program = find(surroundings)
-    if program is None:
-        raise Unavailable(
-            f"process {process.id} runs in the container image {process.image}, and neither "
-            "Docker nor Podman is running: start it",
-            target=process.id,
-        )
     name = f"finery-{process.id}"
     simple = {k: v for k, v in variables.items() if "\n" not in v}
     by_name = {

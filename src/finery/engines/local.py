@@ -68,6 +68,7 @@ class LocalEngine:
         self.home = home.absolute() / "processes"
         self.grace = grace
         self._surroundings = dict(os.environ if surroundings is None else surroundings)
+        self._client: str | None = None  # of a container engine, once one was found
         self._keepers: set[int] = set()  # pids of those that are our children
         self._handed: set[str] = set()  # ids of processes that the warm parent took
         self._lock = threading.Lock()
@@ -105,6 +106,8 @@ class LocalEngine:
         directory = self._directory(id)
         if (end := _read(directory / "exit.json")) is not None:
             self._reap()
+            if end["code"] in containers.NOT_STARTED:
+                self._client = None  # its engine may be gone: looked for anew
             return _ended(directory, end)
         if not (directory / "process.json").exists():
             return Report(state="unknown")
@@ -211,12 +214,25 @@ class LocalEngine:
         kept |= {name: env[name] for name in env if INSIDE.fullmatch(name)} | process.env
         return containers.enclose(
             process,
+            program=self._client_of(process),
             home=self.home.parent,
             directory=directory,
             variables={"HOME": "/tmp", **kept},  # which anyone may write
             devices=[self._devices[gpu] for gpu in process.gpus],
             surroundings=self._surroundings,
         )
+
+    def _client_of(self, process: Process) -> str:
+        """Return the client of the container engine: asking whether it runs may take seconds."""
+        if self._client is None:
+            self._client = containers.find(self._surroundings)
+        if self._client is None:
+            raise Unavailable(
+                f"process {process.id} runs in the container image {process.image}, and neither "
+                "Docker nor Podman is running: start it",
+                target=process.id,
+            )
+        return self._client
 
     def _environment(self, process: Process, directory: Path) -> dict[str, str]:
         env = base(self._surroundings)
