@@ -116,4 +116,5 @@ def test_a_job_s_page_leads_to_its_services(platform, browser, workspace, monkey
     monkeypatch.setattr(services, "states", lambda engine, job, *, home: found)
     page = browser.get("/studio/jobs/served").text
     assert '"http://127.0.0.1:1/lab?token=t" rel="noreferrer">http://127.0.0.1:1/lab</a>' in page
-    assert "password <code>p</code>" in page and "board: failed" in page
+    assert "password <code>p</code>" in page
+    assert "<dt>board</dt><dd>failed: not there</dd>" in page

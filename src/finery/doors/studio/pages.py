@@ -1,6 +1,7 @@
-"""Server-rendered pages: log in, see what there is, follow a job.
+"""Server-rendered pages: log in, see what there is, follow a job or an endpoint.
 
-They show what the API shows and change nothing.  A browser is known by a
+What a page of each kind shows is in `jobs.py` and `endpoints.py`.  Pages show
+what the API shows and change nothing.  A browser is known by a
 signed cookie that ends after some hours; the MLflow door accepts it as well.
 """
 
@@ -19,19 +20,22 @@ from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse
 from jinja2 import Environment, FileSystemLoader
 from starlette.exceptions import HTTPException
 
-from finery.core import assets, endpoints, ids, jobs, references, workspaces
+from finery.core import assets, ids, workspaces
+from finery.core import endpoints as core_endpoints
+from finery.core import jobs as core_jobs
 from finery.core.errors import Failure, NotFound, Unauthenticated
 from finery.core.jobs import Job
 from finery.core.workspaces import Caller, Workspace
 from finery.doors import http
 from finery.doors.http import House
+from finery.doors.studio import endpoints, jobs, places
 
 _logger = logging.getLogger(__name__)
 
 HERE = Path(__file__).parent
 COOKIE = "finery"
 _HOURS = 12
-_TAIL = 20_000  # bytes of a log shown on a page
+_NEWEST = 10  # jobs on the first page
 
 
 class LoginNeeded(Unauthenticated):
@@ -85,21 +89,36 @@ def router(house: House) -> APIRouter:
     @routes.get("/studio")
     def studio(caller: Caller = who) -> Response:
         workspace = workspaces.get(house.store, *house.default_workspace)
+        caller.need(workspace.id)
         return page("studio.html", **_everything(house, workspace))
+
+    @routes.get("/studio/jobs")
+    def list_jobs(after: str = "", caller: Caller = who) -> Response:
+        workspace = workspaces.get(house.store, *house.default_workspace)
+        caller.need(workspace.id)
+        return page("jobs.html", **jobs.listed(house, workspace.id, after=after))
 
     @routes.get("/studio/jobs/{name}")
     def job(name: str, caller: Caller = who) -> Response:
-        found = jobs.get(house.store, name)
+        found = core_jobs.get(house.store, name)
         caller.need(found.workspace)
-        children = jobs.children(house.store, name)
-        return page(
-            "job.html",
-            job=found,
-            children=children,
-            services=house.services(found),
-            log=_log(house, found),
-            refresh=not found.final,
-        )
+        return page("job.html", **jobs.shown(house, found))
+
+    @routes.get("/studio/endpoints")
+    def list_endpoints(caller: Caller = who) -> Response:
+        return RedirectResponse("/studio#endpoints", status_code=303)
+
+    @routes.get("/studio/endpoints/{name}")
+    def endpoint(name: str, caller: Caller = who) -> Response:
+        found = core_endpoints.get(house.store, name)
+        caller.need(found.workspace)
+        return page("endpoint.html", **endpoints.shown(house, found, key=False))
+
+    @routes.post("/studio/endpoints/{name}")  # nothing changes: an address with it would be kept
+    def endpoint_with_its_key(name: str, caller: Caller = who) -> Response:
+        found = core_endpoints.get(house.store, name)
+        caller.need(found.workspace)
+        return page("endpoint.html", **endpoints.shown(house, found, key=True))
 
     @routes.get("/studio/{rest:path}")
     def unknown(rest: str, caller: Caller = who) -> Response:
@@ -145,7 +164,8 @@ def _templates() -> Environment:
     made = Environment(
         loader=FileSystemLoader(HERE / "templates"), autoescape=True, trim_blocks=True
     )
-    made.filters |= {"ago": _ago, "took": _took}
+    made.filters |= {"ago": _ago, "took": _took, "lasting": _lasting}
+    made.globals |= {"of_job": places.of_job, "of_endpoint": places.of_endpoint}
     return made
 
 
@@ -163,25 +183,15 @@ def _everything(house: House, workspace: Workspace) -> dict[str, Any]:
         for scope in (workspace.id, "azureml")
         for name in assets.names(store, scope, "model", limit=200).items
     ]
-    kept = endpoints.list(store, workspace.id, limit=200).items
+    newest = core_jobs.list(store, workspace.id, limit=_NEWEST)
+    kept = core_endpoints.list(store, workspace.id, limit=200).items
     return {
-        "jobs": jobs.list(store, workspace.id, limit=50).items,
+        "jobs": newest.items,
+        "more": newest.next is not None,
         "models": [model for model in models if model is not None],
-        "endpoints": [(e, endpoints.deployments(store, e.name)) for e in kept],
+        "endpoints": [(e, core_endpoints.deployments(store, e.name)) for e in kept],
         "refresh": True,
     }
-
-
-def _log(house: House, job: Job) -> str:
-    where = references.artifacts(job.name, "user_logs").removeprefix("file:")
-    datastore, _, path = where.partition("/")
-    folder = house.files.path(job.workspace, datastore, path)
-    said = []
-    for file in sorted(folder.glob("std_log*.txt")):
-        with file.open("rb") as log:
-            log.seek(max(0, file.stat().st_size - _TAIL))
-            said.append(log.read().decode(errors="replace"))
-    return "\n".join(said)
 
 
 def _ago(time: datetime | None) -> str:
@@ -191,5 +201,11 @@ def _ago(time: datetime | None) -> str:
 def _took(job: Job) -> str:
     if job.started_at is None:
         return ""
-    seconds = ((job.ended_at or datetime.now(UTC)) - job.started_at).total_seconds()
+    return _lasting(((job.ended_at or datetime.now(UTC)) - job.started_at).total_seconds())
+
+
+def _lasting(seconds: float) -> str:
+    """Return a time for a person: 12 ms, 3.4 s, 0:02:05."""
+    if seconds < 1:
+        return f"{seconds * 1000:.3g} ms"
     return str(timedelta(seconds=round(seconds))) if seconds >= 60 else f"{seconds:.1f} s"

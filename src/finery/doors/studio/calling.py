@@ -1,0 +1,123 @@
+"""How an endpoint is called: commands to copy, for a terminal and for Python.
+
+What goes in depends on what is served: a chat, a table or tensors for an MLflow
+model (its signature says which columns), or whatever a script reads.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from finery.core import references
+from finery.core.endpoints import Deployment, Endpoint
+from finery.core.errors import Failure
+from finery.doors.http import House
+
+NO_KEY = "THE-KEY"  # stands for it until it is asked for
+_LARGEST = 100_000  # bytes of a model's description that are read
+_EXAMPLES = {"string": "text", "boolean": True, "integer": 1, "long": 1, "datetime": "2026-01-31"}
+
+Kind = Literal["chat", "table", "script", ""]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ways:
+    kind: Kind
+    curl: str
+    python: str
+
+
+def kind(house: House, deployment: Deployment) -> Kind:
+    """Return what a deployment is asked; empty where its model is not there."""
+    if deployment.spec.script:
+        return "script"
+    try:
+        return "chat" if house.kind(_folder(house, deployment)) == "chat" else "table"
+    except (Failure, OSError):
+        return ""
+
+
+def ways(house: House, endpoint: Endpoint, deployment: Deployment, *, key: str) -> Ways:
+    """Return how to call an endpoint that this deployment answers for."""
+    what = kind(house, deployment)
+    address = f"{house.http}/endpoints/{endpoint.name}"
+    key = key or NO_KEY
+    if what == "chat":
+        question = [{"role": "user", "content": "Hello!"}]
+        body: Any = {"model": endpoint.name, "messages": question}
+        return Ways(
+            kind=what,
+            curl=_curl(f"{address}/v1/chat/completions", key, body),
+            python=_chat(f"{address}/v1", key, endpoint.name),
+        )
+    body = {"input_data": _row(house, deployment)} if what == "table" else {"data": "…"}
+    return Ways(
+        kind=what,
+        curl=_curl(f"{address}/score", key, body),
+        python=_score(f"{address}/score", key, body),
+    )
+
+
+def _curl(address: str, key: str, body: Any) -> str:
+    text = json.dumps(body, ensure_ascii=False).replace("'", "'\\''")
+    return (
+        f"curl {address} \\\n"
+        f'  -H "Authorization: Bearer {key}" \\\n'
+        '  -H "Content-Type: application/json" \\\n'
+        f"  -d '{text}'"
+    )
+
+
+def _score(address: str, key: str, body: Any) -> str:
+    return (
+        "import requests\n\n"
+        "answer = requests.post(\n"
+        f"    {address!r},\n"
+        f'    headers={{"Authorization": "Bearer {key}"}},\n'
+        f"    json={body!r},\n"
+        ")\n"
+        "answer.raise_for_status()\n"
+        "print(answer.json())"
+    )
+
+
+def _chat(address: str, key: str, name: str) -> str:
+    return (
+        "from openai import OpenAI\n\n"
+        f'client = OpenAI(base_url="{address}", api_key="{key}")\n'
+        "answer = client.chat.completions.create(\n"
+        f'    model="{name}", messages=[{{"role": "user", "content": "Hello!"}}]\n'
+        ")\n"
+        "print(answer.choices[0].message.content)"
+    )
+
+
+def _row(house: House, deployment: Deployment) -> Any:
+    """Return an example of what an MLflow model takes, as its signature says; else a stand-in."""
+    try:
+        columns = _columns(_folder(house, deployment))
+    except (Failure, OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError):
+        columns = {}
+    if not columns:
+        return [[1.0, 2.0]]
+    return {"columns": [*columns], "index": [0], "data": [[*columns.values()]]}
+
+
+def _columns(folder: Path) -> dict[str, Any]:
+    """Return the columns that a model's description names, each with an example."""
+    found = [folder / "MLmodel", *folder.glob("*/MLmodel")]
+    file = next(path for path in found if path.is_file())
+    if file.stat().st_size > _LARGEST:
+        return {}
+    signature = yaml.safe_load(file.read_text(encoding="utf-8"))["signature"]
+    asked = json.loads(signature["inputs"])[:50]
+    return {one["name"]: _EXAMPLES.get(one["type"], 1.0) for one in asked}
+
+
+def _folder(house: House, deployment: Deployment) -> Path:
+    return references.path(house.store, house.files, deployment.workspace, deployment.spec.model)

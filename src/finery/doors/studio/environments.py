@@ -1,0 +1,91 @@
+"""What a page says of the environment that a job or a deployment runs in.
+
+Which packages it has is for `docs/environments.md`; how it is built, for the
+engines.  What could not be honoured of it is among the warnings of who uses it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from finery.core import assets, instances
+from finery.core.assets import Asset
+from finery.core.endpoints import Deployment
+from finery.core.errors import Failure
+from finery.core.jobs import Command, Job
+from finery.doors.http import House
+from finery.doors.studio import concealing, places
+
+_LONGEST = 4000  # characters of a conda file that are shown
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    name: str
+    what: str  # what it is made from, in a few words
+    state: str
+    recipe: str = ""  # the conda file
+    log: str = ""  # of its building, while that is what there is to see
+
+
+def of_job(house: House, job: Job, command: Command, *, log: str) -> Environment:
+    """Return what there is to say of a job's.  `log`: of its building."""
+    name, what, recipe = _made_from(house, command.environment)
+    if not command.environment or what == _CURATED:
+        return Environment(name=name, what=what, state="ready")
+    ran = job.started_at is not None and job.started_at != job.ended_at
+    if ran or job.status in ("running", "finalizing", "completed"):
+        return Environment(name=name, what=what, recipe=recipe, state="ready")
+    if job.status == "failed":
+        state = "could not be built" if log else "was not ready when the job failed"
+    elif job.final:
+        state = "was not needed: the job never ran"
+    elif job.status == "queued":
+        state = "is made ready when the job's turn comes"
+    else:
+        state = "is being built" if log else "is being made ready"
+    return Environment(name=name, what=what, recipe=recipe, state=state, log=log)
+
+
+def of_deployment(house: House, deployment: Deployment) -> Environment:
+    """Return what there is to say of a deployment's; its log is the deployment's own."""
+    try:
+        asset = instances.environment(house.store, deployment)
+    except Failure:
+        asset = None
+    name, what, recipe = (
+        (f"what the model {asset.name} asks for", "its own list of packages", "")
+        if asset is not None and asset.kind == "model"
+        else _made_from(house, deployment.spec.environment)
+    )
+    ready = any(id in deployment.addresses for id in _processes(deployment))
+    state = "ready" if ready else {"failed": "see the error"}.get(deployment.status, "on its way")
+    return Environment(name=name, what=what, recipe=recipe, state=state)
+
+
+_CURATED = "one of Finery's own"
+
+
+def _made_from(house: House, ref: str) -> tuple[str, str, str]:
+    if not ref:
+        return "Finery's own", "the packages that Finery itself runs with", ""
+    name = places.place(ref).text
+    try:
+        asset: Asset = assets.by_ref(house.store, ref)
+    except Failure:
+        return name, "it is not there any more", ""
+    match asset.spec.get("kind"):
+        case "curated":
+            return name, _CURATED, ""
+        case "build":
+            return name, f"built from a folder with a {asset.spec['dockerfile']}", ""
+        case "conda":
+            image = f", on the image {asset.spec['image']}" if asset.spec.get("image") else ""
+            recipe = concealing.hidden(asset.spec.get("conda", "")[:_LONGEST])
+            return name, f"the packages of a conda file{image}", recipe
+        case _:
+            return name, f"the image {asset.spec.get('image', '')}", ""
+
+
+def _processes(deployment: Deployment) -> list[str]:
+    return [deployment.process(one) for one in range(deployment.count)]

@@ -1,0 +1,49 @@
+"""What a reference is called on a page, and where a click on it leads."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from urllib.parse import quote, urlsplit
+
+from finery.doors.studio import concealing
+
+_MADE = re.compile(r"(?:file:)?workspaceblobstore/azureml/(?P<job>[^/]+)/(?P<output>[^/]+)")
+
+
+@dataclass(frozen=True)
+class Place:
+    text: str
+    href: str = ""  # of a page here
+
+
+def place(ref: str, *, name: str = "") -> Place:
+    """Return what `ref`, or a plain value called `name`, is for a person."""
+    if ref.startswith("asset:"):
+        _, scope, asset, version = ref.removeprefix("asset:").split("/", 3)
+        return Place(f"{asset}, version {version}{' (catalog)' if scope == 'azureml' else ''}")
+    if ref.startswith("job:"):
+        job, _, output = ref.removeprefix("job:").partition("/")
+        return Place(f"{output} of {job}", of_job(job))
+    if ref.startswith("file:"):
+        return Place(ref.removeprefix("file:"))
+    if ref.startswith("package:"):
+        return Place(f"part of Finery: {ref.removeprefix('package:')}")
+    if ref.startswith(("http://", "https://")):
+        parts = urlsplit(ref)  # what follows `?` may be a signature
+        return Place(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}")
+    return Place(concealing.hidden(ref, name=name))
+
+
+def maker(location: str, *, of: str) -> str:
+    """Return the job that made what lies there, where that is another one than `of`."""
+    found = _MADE.match(location)
+    return found["job"] if found and found["job"] != of else ""
+
+
+def of_job(name: str) -> str:
+    return f"/studio/jobs/{quote(name, safe='')}"
+
+
+def of_endpoint(name: str) -> str:
+    return f"/studio/endpoints/{quote(name, safe='')}"
