@@ -18,6 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
+CATALOG = Path(__file__).parents[2] / "src" / "finery" / "catalog"
 QUICK = ["--num_beams", "1", "--max_new_tokens", "3", "--eval_samples", "2", "--precision", "fp32"]
 
 
@@ -297,6 +298,16 @@ def test_a_word_that_is_neither_yes_nor_no_is_refused(train: ModuleType) -> None
 def test_a_model_may_lie_one_folder_down(train: ModuleType, standin: Path) -> None:
     assert train.model_folder(str(standin)) == str(standin / "model")
     assert train.model_folder("microsoft/Florence-2-base-ft") == "microsoft/Florence-2-base-ft"
+
+
+def test_a_registered_model_without_weights_says_which_of_the_hub_it_is(
+    train: ModuleType, tmp_path: Path
+) -> None:
+    """What the registry gives on a server without stand-ins."""
+    catalog = CATALOG / "models" / "Florence-2-base-ft"
+    assert train.model_folder(str(catalog)) == "florence-community/Florence-2-base-ft"
+    (tmp_path / "MLmodel").write_text("flavors: {}\n")
+    assert train.model_folder(str(tmp_path)) == str(tmp_path)
 
 
 def training(

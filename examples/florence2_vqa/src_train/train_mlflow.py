@@ -35,6 +35,7 @@ import numpy as np
 import pages
 import scores
 import torch
+import yaml
 from learner import Learner
 from PIL import Image, ImageDraw, ImageFont
 from ranks import Ranks, join, leave
@@ -330,8 +331,15 @@ def seed_all(seed: int) -> None:
 
 
 def model_folder(given: str) -> str:
-    """A registered model may hold its weights one folder down; a name of the hub stays one."""
-    return str(Path(given) / "model") if (Path(given) / "model/config.json").is_file() else given
+    """Where the weights are: a registered model may hold them one folder down, or say which model
+    of the hub it stands for; a name of the hub stays one."""
+    folder = Path(given)
+    if (folder / "model/config.json").is_file():
+        return str(folder / "model")
+    if (folder / "MLmodel").is_file() and not (folder / "config.json").is_file():
+        told = yaml.safe_load((folder / "MLmodel").read_text(encoding="utf-8"))
+        return (told.get("metadata") or {}).get("huggingface_model_id") or given
+    return given
 
 
 def starting_token(model: Any) -> int | None:
