@@ -132,19 +132,21 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 def had(server: Environments, until: Until, asset: Asset, log: Path, **fields: Any) -> Runtime:
     fields = {"serving": False, **fields}
-    found: Runtime = until(lambda: server.runtime(asset, log=log, **fields), 60)
+    found: Runtime = until(lambda: server.runtime(asset, log=log, **fields), 120)
     return found
 
 
-def failure(server: Environments, until: Until, asset: Asset, log: Path) -> Failure:
+def failure(
+    server: Environments, until: Until, asset: Asset, log: Path, *, serving: bool = False
+) -> Failure:
     def ended() -> Failure | None:
         try:
-            assert server.runtime(asset, serving=False, log=log) is None
+            assert server.runtime(asset, serving=serving, log=log) is None
         except Failure as exc:
             return exc
         return None
 
-    found: Failure = until(ended, 60)
+    found: Failure = until(ended, 120)
     return found
 
 
@@ -345,9 +347,10 @@ def test_a_build_that_nobody_waits_for_is_stopped_and_leaves_no_folder(
     world: World, until: Until, tmp_path: Path
 ) -> None:
     (world.conda() / "wait").touch()
-    asset, server = conda("mine", SYSTEM.format(name="numpy")), world.server(ignored=0.1)
+    asset, server = conda("mine", SYSTEM.format(name="numpy")), world.server()
     asked = lambda: server.runtime(asset, serving=False, log=tmp_path / "log")  # noqa: E731
     (pid,) = until(lambda: asked() is None and world.begun())
+    server.minding.ignored = 0.1
     until(lambda: not Path(f"/proc/{pid}").exists())
     until(lambda: not server.minding._minds)
     assert not [path for path in (world.home / "environments").iterdir() if path.is_dir()]

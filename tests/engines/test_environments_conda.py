@@ -10,6 +10,11 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{after}: &{after} [{', '.join([f'*{before}'] * 10)}]\n"
     for before, after in zip("abcdefgh", "bcdefghi", strict=True)
 )
+# The same for who heeds that one mapping is merged into another.
+MERGES = "a: &a {x: y}\n" + "".join(
+    f"{after}: &{after} {{<<: [{', '.join([f'*{before}'] * 10)}]}}\n"
+    for before, after in zip("abcdefghijklmnopq", "bcdefghijklmnopqr", strict=True)
+)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +113,10 @@ def test_the_pip_section_comes_along_with_its_options() -> None:
         ("dependencies: [{pip: ['-r requirements.txt']}]", "did not come with it"),
         ("dependencies: [{pip: ['-e .']}]", "did not come with it"),
         ("dependencies: [{pip: ['--target /etc x']}]", "--target"),
-        ("!!python/object/apply:os.system ['true']", "no YAML"),
+        ("!!python/object/apply:os.system ['true']", "no mapping"),
+        ("[" * 100_000, "no YAML: it is more than 50 deep"),
+        ("- " * 100_000, "no YAML"),
+        (MERGES + "dependencies: 7", "no list"),
         ("dependencies: [" + "a," * 1001 + "]", "at most 1000"),
         ("x: " + "a" * (1 << 20), "larger than 256 KiB"),
         ("variables: {'A=B': c}", "cannot be one"),

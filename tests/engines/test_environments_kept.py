@@ -63,7 +63,7 @@ def test_a_context_that_takes_long_to_read_keeps_nobody_waiting(
 
     def locate(scope: str, place: str) -> Path:
         reading.set()
-        assert go.wait(20)
+        assert go.wait(120)
         return tmp_path
 
     server = world.server(patience=0.0)
@@ -92,7 +92,7 @@ def test_what_cannot_be_read_is_told_to_who_asks_again(world: World, until: Unti
 def test_only_so_many_answers_are_sought_at_once() -> None:
     go, asked = threading.Event(), aside.Aside(0.0)
     for n in range(aside.MOST):
-        assert asked.answer(n, lambda: go.wait(20)) is None
+        assert asked.answer(n, lambda: go.wait(120)) is None
     assert asked.answer("more", lambda: 1) is None and "more" not in asked._sought
     go.set()
 
@@ -101,7 +101,7 @@ def test_a_look_that_fails_is_not_the_last(
     world: World, until: Until, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (world.conda() / "wait").touch()
-    server = world.server(ignored=0.1)
+    server = world.server()
     asset = conda("mine", SYSTEM.format(name="numpy"))
     (pid,) = until(lambda: server.runtime(asset, serving=False) or world.begun())
     true, fails = world.engine.stop, threading.Event()
@@ -113,6 +113,7 @@ def test_a_look_that_fails_is_not_the_last(
         true(id)
 
     world.engine.stop = stop  # type: ignore[method-assign]
+    server.minding.ignored = 0.1
     until(lambda: not Path(f"/proc/{pid}").exists())
     until(lambda: not server.minding._minds)
     assert fails.is_set() and "was not looked at" in caplog.text

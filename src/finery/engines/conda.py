@@ -11,10 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from finery.core.errors import Invalid, NotSupported
-from finery.engines import requirements
+from finery.engines import documents, requirements
 
 RENAMED = {
     "dask-core": "dask",
@@ -119,10 +117,7 @@ def of(specs: list[str]) -> Read:
 def _document(text: str) -> dict[Any, Any]:
     if len(text) > LARGEST:
         raise Invalid(f"the conda file is larger than {LARGEST >> 10} KiB")
-    try:
-        document = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (yaml.YAMLError, ValueError, RecursionError) as exc:
-        raise Invalid(f"the conda file is no YAML: {exc}") from exc
+    document = documents.read(text, where="the conda file")
     if not isinstance(document, dict):
         raise Invalid("the conda file is no mapping: it begins with `dependencies:`")
     return document
@@ -162,13 +157,9 @@ def _variables(given: Any) -> dict[str, str]:
     for name, value in given.items():
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise Invalid("the conda file's variables have a name that cannot be one")
-        try:
-            said = str(value) if isinstance(value, str | int | float) else "\0"
-        except ValueError:  # a number of more digits than Python writes
-            said = "\0"
-        if "\0" in said:
+        if not isinstance(value, str) or "\0" in value:
             raise Invalid(f"the conda file's variable {name[:80]!r} is no text")
-    return {str(name): str(value) for name, value in given.items()}
+    return {**given}
 
 
 def _apart(spec: str) -> tuple[str, str]:

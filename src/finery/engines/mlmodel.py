@@ -12,10 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from finery.core.errors import Invalid, NotSupported
-from finery.engines import conda, requirements
+from finery.engines import conda, documents, requirements
 
 MANIFEST = "MLmodel"
 LARGEST = 4 << 20  # bytes of the manifest: a signature may have many columns
@@ -72,13 +70,9 @@ def _manifest(path: Path) -> dict[str, Any]:
 
 
 def _document(path: Path, *, largest: int = requirements.LARGEST) -> dict[str, Any]:
-    """Return a YAML file's mapping, all that is no list or mapping as text."""
+    """Return a YAML file's mapping."""
     text = requirements.text(path, largest=largest)
-    try:
-        document = yaml.load(text, Loader=getattr(yaml, "CBaseLoader", yaml.BaseLoader))
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as exc:
-        raise Invalid(f"{path.name} is no YAML: {exc}", target=path.name) from exc
-    return _mapping(document)
+    return _mapping(documents.read(text, where=path.name))
 
 
 def _mapping(given: Any) -> dict[str, Any]:
