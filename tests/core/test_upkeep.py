@@ -714,6 +714,28 @@ def test_an_environment_that_cannot_be_built_leaves_the_revision_before_at_work(
     assert engine.alive == [old.process(0)]
 
 
+def test_a_model_with_no_code_and_no_environment_is_what_says_where_it_runs(
+    house, store, environments
+):
+    model = assets.create(
+        store, Asset(scope="w", kind="model", name="iris", location="file:blob/model")
+    )
+    old = house.up(model=model.ref)
+    assert environments.asked[-1] == ("iris", True)
+    environments.trouble = Unavailable("the environment of the model 'iris': no index answers")
+    house.deploy(model=model.ref, env={"v": "2"})
+    house.tick(2)
+    assert (house.blue.status, house.blue.addresses) == ("failed", old.addresses)
+    assert "no index answers" in house.blue.error["message"]
+    environments.trouble = None
+    curated = assets.create(store, Asset(scope="w", kind="environment", name="curated"))
+    house.deploy(model=model.ref, environment=curated.ref)
+    house.tick()
+    assert environments.asked[-1] == ("curated", True)
+    coded = Serving(model=model.ref, code="file:blob/code", script="score.py")
+    assert instances.environment(store, replace(house.blue, spec=coded)) is None
+
+
 def test_a_step_that_takes_long_holds_up_no_other_deployment(house, engine, store, until):
     go, start = threading.Event(), engine.start
 

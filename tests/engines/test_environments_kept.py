@@ -226,3 +226,63 @@ def test_it_is_tidied_when_one_is_asked_for_and_then_once_an_hour(
     server.minding._tidy_at = 0.0
     assert server.runtime(image, serving=False)
     until(lambda: len(tidied) == 2)
+
+
+def test_a_build_of_an_earlier_server_that_nobody_waits_for_any_more_is_stopped(
+    world: World, until: Until, tmp_path: Path
+) -> None:
+    (world.conda() / "wait").touch()
+    asset = conda("mine", SYSTEM.format(name="numpy"))
+    first = world.server()
+    (pid,) = until(lambda: first.runtime(asset, serving=False) or world.begun())
+    first.minding.close()
+    later = world.server(ignored=0.2)
+    later.minding.begin()
+    until(lambda: not Path(f"/proc/{pid}").exists())
+    until(lambda: not [path for path in (world.home / "environments").iterdir() if path.is_dir()])
+    until(lambda: not later.minding._minds)
+    later.minding.close()
+
+
+def test_one_that_somebody_waits_for_goes_on_under_the_next_server(
+    world: World, until: Until, tmp_path: Path
+) -> None:
+    waits = world.conda() / "wait"
+    waits.touch()
+    asset = conda("mine", SYSTEM.format(name="numpy"))
+    first = world.server()
+    assert until(lambda: first.runtime(asset, serving=False) or world.begun())
+    first.minding.close()
+    later = world.server(ignored=0.5)
+    later.minding.begin()
+    then = time.monotonic()
+    until(lambda: later.runtime(asset, serving=False) or time.monotonic() - then > 1.5)
+    waits.unlink()
+    assert had(later, until, asset, tmp_path / "log").python
+    assert len(world.begun()) == 1
+    later.minding.close()
+
+
+def test_an_idle_server_takes_away_what_builds_left_half_made_and_nothing_else(
+    world: World, until: Until
+) -> None:
+    world.conda()
+    whole = made(world, world.server(), until, "a")
+    age(whole / "ready.json", 31)
+    place, processes = world.home / "environments", world.home / "processes"
+    killed, older = place / "bb", place / "cc"
+    for folder in (killed, older, processes / "environment-bb", processes / "environment-dd"):
+        folder.mkdir()
+    for name in ("bb", "dd"):
+        (processes / f"environment-{name}" / "process.json").write_text("{}")
+        (processes / f"environment-{name}" / "exit.json").write_text(json.dumps(EXITED))
+    (processes / "environment-dd" / "exit.json").rename(processes / "environment-dd" / "lost.json")
+    (processes / "environment-dd" / "started.json").write_text(json.dumps({"at": 1.0}))
+    for path in (older, processes / "environment-dd" / "lost.json"):
+        age(path, 1.1)
+    server = world.server()
+    server.minding.begin()
+    until(lambda: not killed.exists() and not older.exists())
+    until(lambda: not (processes / "environment-dd").exists())
+    assert whole.exists() and (whole / "ready.json").exists()
+    server.minding.close()
