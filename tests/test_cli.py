@@ -30,7 +30,7 @@ FINERY = Path(sys.executable).with_name("finery")
 
 
 def finery(*words, **given) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([FINERY, *words], capture_output=True, text=True, timeout=60, **given)
+    return subprocess.run([FINERY, *words], capture_output=True, text=True, timeout=180, **given)
 
 
 class Server:
@@ -43,7 +43,7 @@ class Server:
 
     def end(self, number=signal.SIGTERM) -> str:
         self.process.send_signal(number)
-        _, errors = self.process.communicate(timeout=30)
+        _, errors = self.process.communicate(timeout=120)
         return errors
 
 

@@ -33,7 +33,7 @@ def submit(home: Path, command: str, **given) -> stores.Store:
 
 
 def serve(home: Path, *death: str) -> int:
-    return subprocess.run([sys.executable, SERVER, home, *death], timeout=60).returncode
+    return subprocess.run([sys.executable, SERVER, home, *death], timeout=180).returncode
 
 
 @pytest.mark.parametrize("status", CHANGES)

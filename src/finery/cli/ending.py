@@ -117,8 +117,6 @@ def _free(lock: Any) -> bool:
 
 def _until(condition: Callable[[], bool]) -> bool:
     end = time.monotonic() + _PATIENCE
-    while time.monotonic() < end:
-        if condition():
-            return True
+    while not (held := condition()) and time.monotonic() < end:
         time.sleep(0.05)
-    return False
+    return held
