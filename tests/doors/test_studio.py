@@ -80,7 +80,7 @@ def test_a_job_is_shown_with_its_outputs_warnings_and_whose_result_it_has(
     )
     page = browser.get("/studio/jobs/shown").text
     assert 'href="/studio/jobs/before"' in page
-    assert "model: <code>workspaceblobstore/azureml/before/model</code>" in page
+    assert '<a href="/studio/jobs/before">workspaceblobstore/azureml/before/model</a>' in page
     assert "this machine has 0" in page
 
 

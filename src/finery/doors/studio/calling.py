@@ -77,9 +77,9 @@ def _score(address: str, key: str, body: Any) -> str:
     return (
         "import requests\n\n"
         "answer = requests.post(\n"
-        f"    {address!r},\n"
+        f'    "{address}",\n'
         f'    headers={{"Authorization": "Bearer {key}"}},\n'
-        f"    json={body!r},\n"
+        f"    json={_literal(body)},\n"
         ")\n"
         "answer.raise_for_status()\n"
         "print(answer.json())"
@@ -95,6 +95,12 @@ def _chat(address: str, key: str, name: str) -> str:
         ")\n"
         "print(answer.choices[0].message.content)"
     )
+
+
+def _literal(body: Any) -> str:
+    """Return a value in Python's words, with the quotes that most people write."""
+    text = repr(body)
+    return text if '"' in text or "\\" in text else text.replace("'", '"')
 
 
 def _row(house: House, deployment: Deployment) -> Any:

@@ -111,7 +111,7 @@ def _deployment(house: House, endpoint: Endpoint, one: Deployment) -> Shown:
         mirrored=endpoint.mirror.get(one.name, 0),
         model=places.place(one.spec.model) if one.spec.model else None,
         serves=_SERVES.get(what, f"a scoring script, {one.spec.script}"),
-        environment=environments.of_deployment(house, one),
+        environment=environments.of_deployment(house, one, chat=what == "chat"),
         names=sorted(one.spec.env),
         instances=[_instance(house, one, number) for number in range(one.count)],
         before=sum(id not in own for id in one.addresses),

@@ -47,28 +47,36 @@ def of_job(house: House, job: Job, command: Command, *, log: str) -> Environment
     return Environment(name=name, what=what, recipe=recipe, state=state, log=log)
 
 
-def of_deployment(house: House, deployment: Deployment) -> Environment:
-    """Return what there is to say of a deployment's; its log is the deployment's own."""
+def of_deployment(house: House, deployment: Deployment, *, chat: bool) -> Environment:
+    """Return what there is to say of a deployment's; its log is the deployment's own.
+
+    `chat`: our own engine serves it, which runs with our own packages.
+    """
     try:
         asset = instances.environment(house.store, deployment)
     except Failure:
         asset = None
-    name, what, recipe = (
-        (f"what the model {asset.name} asks for", "its own list of packages", "")
-        if asset is not None and asset.kind == "model"
-        else _made_from(house, deployment.spec.environment)
-    )
+    if asset is not None and asset.kind == "model" and not chat:
+        name, what, recipe = "the model's own", "the packages that the model asks for", ""
+    else:
+        name, what, recipe = _made_from(house, deployment.spec.environment)
     ready = any(id in deployment.addresses for id in _processes(deployment))
-    state = "ready" if ready else {"failed": "see the error"}.get(deployment.status, "on its way")
+    if ready or what in (_OWN, _CURATED):
+        state = "ready"
+    elif deployment.status == "failed":
+        state = "nothing runs in it, for the reason above"
+    else:
+        state = "is being made ready"
     return Environment(name=name, what=what, recipe=recipe, state=state)
 
 
-_CURATED = "one of Finery's own"
+_OWN = "the packages that Finery itself runs with"
+_CURATED = "one of the catalog's, which is Finery's own packages"
 
 
 def _made_from(house: House, ref: str) -> tuple[str, str, str]:
     if not ref:
-        return "Finery's own", "the packages that Finery itself runs with", ""
+        return "Finery's own", _OWN, ""
     name = places.place(ref).text
     try:
         asset: Asset = assets.by_ref(house.store, ref)

@@ -26,6 +26,7 @@ MEANS = {
     "failed": "It ended without doing its work.",
     "cancelled": "Somebody ended it.",
 }
+_FOR = {"pytorch": "PyTorch", "mpi": "MPI", "tensorflow": "TensorFlow"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +129,7 @@ def _spread(command: Command) -> str:
         return ""
     nodes = f"{command.nodes} node{'s' * (command.nodes > 1)}"
     each = f"{command.ranks} process{'es' * (command.ranks > 1)}"
-    kind = f", started for {command.distribution}" if command.distribution else ""
+    kind = f", set up for {_FOR[command.distribution]}" if command.distribution in _FOR else ""
     return f"{each} on each of {nodes}{kind}" if command.nodes > 1 else f"{each}{kind}"
 
 
