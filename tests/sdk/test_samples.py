@@ -2,7 +2,7 @@
 
 The samples are in `samples/`: scripts, conda files and YAML as one would write
 them for Azure.  Their environment is built from the conda file, from the
-package index, once for all of them; every deployment is a process of its own,
+package index, once for all of them, and one more from what a model asks for; every deployment is a process of its own,
 because what they show is that such a script runs in such an environment.
 """
 
@@ -12,6 +12,7 @@ import io
 import json
 import shutil
 import uuid
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,6 +32,7 @@ from azure.ai.ml.entities import (
     ManagedOnlineEndpoint,
     Model,
 )
+from azure.core.exceptions import HttpResponseError
 from PIL import Image
 from sklearn.linear_model import LinearRegression
 
@@ -367,3 +369,48 @@ def test_an_mlflow_model_needs_no_code(
     for given in (frame, data):
         request.write_text(json.dumps({"input_data": given}))
         assert invoke(ml, endpoint.name, request) == ONE
+
+
+WITH_SIX = """import mlflow, six
+
+class Model(mlflow.pyfunc.PythonModel):
+    def predict(self, context, model_input, params=None):
+        return [six.__version__] * len(model_input)
+
+mlflow.models.set_model(Model())
+"""
+
+
+def with_six(folder: Path, version: str) -> Path:
+    """Save a model that asks for a version of six; MLflow's small edition is less to fetch."""
+    folder.mkdir()
+    (folder / "model.py").write_text(WITH_SIX)
+    asked = [f"mlflow-skinny=={mlflow.__version__}", f"six=={version}"]
+    with warnings.catch_warnings():  # it advises on type hints
+        warnings.simplefilter("ignore", UserWarning)
+        mlflow.pyfunc.save_model(
+            folder / "saved", python_model=str(folder / "model.py"), pip_requirements=asked
+        )
+    return folder / "saved"
+
+
+def test_an_mlflow_model_runs_with_the_packages_that_it_asks_for(
+    ml: MLClient, open_endpoint: Callable[..., ManagedOnlineEndpoint], tmp_path: Path
+) -> None:
+    endpoint = open_endpoint().name
+    model = Model(path=with_six(tmp_path / "one", "1.16.0"), type="mlflow_model")
+    deploy(ml, endpoint, "blue", model=model)
+    request = tmp_path / "request.json"
+    request.write_text(json.dumps({"input_data": [1, 2]}))
+    assert invoke(ml, endpoint, request, deployment_name="blue") == ["1.16.0"] * 2
+
+    # What cannot be had fails, and says so; what answered goes on.
+    never = Model(path=with_six(tmp_path / "two", "0.0.99"), type="mlflow_model")
+    with pytest.raises(HttpResponseError, match=r"six==0\.0\.99.*name a curated environment"):
+        deploy(ml, endpoint, "blue", model=never)
+    assert invoke(ml, endpoint, request, deployment_name="blue") == ["1.16.0"] * 2
+
+    # The way out that it names: our own packages, whatever the model asks for.
+    curated = "azureml://registries/azureml/environments/sklearn-1.5/labels/latest"
+    deploy(ml, endpoint, "blue", model=never, environment=curated)
+    assert invoke(ml, endpoint, request, deployment_name="blue") not in (["1.16.0"] * 2, [])
