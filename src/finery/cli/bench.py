@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finery.cli import measuring
+from finery.cli import lookups, measuring
 from finery.cli.measuring import Measured, Progress, Target
 from finery.cli.refused import Refused
 
@@ -42,15 +42,20 @@ def add(words: Any) -> None:
     made.add_argument("--request-file", type=Path, required=True, help="the body of each request")
     made.add_argument("--deployment", "-d", help="instead of the endpoint's traffic")
     made.add_argument(
-        "--threads", type=_counts, default=(1, 2, 4), help="e.g. 1,2,4; 1 is one after the other"
+        "--threads",
+        type=_counts,
+        default=(1, 2, 4),
+        help="how many call at once, one measurement each (default: 1,2,4)",
     )
-    made.add_argument("--requests", type=_count, default=10, help="of each thread")
-    made.add_argument("--warmup", type=_from_zero, default=1, help="requests that do not count")
+    made.add_argument("--requests", type=_count, default=10, help="of each thread (default: 10)")
+    made.add_argument(
+        "--warmup", type=_from_zero, default=1, help="requests that do not count (default: 1)"
+    )
     made.add_argument(
         "--plot", type=Path, metavar="FILE", help="the picture (default: in the home; .png, .svg)"
     )
     made.add_argument("--no-log", action="store_true", help="keep no run of it in MLflow")
-    made.add_argument("--home", help="where everything is kept (default: ~/.finery)")
+    made.add_argument("--home", help=lookups.HOME_IS)
     made.add_argument("--json", action="store_true", help="for programs")
     made.set_defaults(does=endpoint)
 
@@ -58,7 +63,7 @@ def add(words: Any) -> None:
 def endpoint(args: argparse.Namespace) -> int:
     """Measure an endpoint: print the table, draw the picture, log both.  1: no call succeeded."""
     from finery import cli, config
-    from finery.cli import lookups, recording
+    from finery.cli import recording
     from finery.core import endpoints
 
     home = config.home(args.home)
@@ -137,8 +142,6 @@ def _subject(store: Store, found: Endpoint, measured: Sequence[Measured]) -> Sub
 
 
 def _print(args: argparse.Namespace, measured: Sequence[Measured]) -> None:
-    from finery.cli import lookups
-
     documents = [asdict(one.row) for one in measured]
     if args.json:
         print(json.dumps(documents, indent=2))
