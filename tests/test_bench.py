@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import urllib.request
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -159,13 +160,14 @@ def prepare(home, until):
     code = home / "files" / workspace / "workspaceblobstore" / "code"
     code.mkdir(parents=True)
     (code / "score.py").write_text(SCRIPT)
-    until(lambda: jobs.get(store, "training").final, 120)
+    until(lambda: jobs.get(store, "training").final, 600)
     model = assets.get(store, workspace, "model", "m")
     endpoints.create(store, Endpoint(name="e", workspace=workspace, auth="token"))
     serving = Serving(code="file:workspaceblobstore/code", script="score.py", model=model.ref)
+    serving = replace(serving, request_timeout_ms=60_000, max_queue_wait_ms=60_000)
     blue = Deployment(endpoint="e", name="blue", workspace=workspace, spec=serving)
     endpoints.deploy(store, blue)
-    until(lambda: endpoints.get_deployment(store, "e", "blue").status == "ready", 120)
+    until(lambda: endpoints.get_deployment(store, "e", "blue").status == "ready", 300)
     store.close()
 
 
@@ -174,7 +176,7 @@ def run_bench(home, folder, body, *words):
     command = [FINERY, "bench", "endpoint", "e", "--request-file", folder / "r.json", *words]
     env = {**os.environ, "MPLCONFIGDIR": str(folder)}
     command += ["--home", home, "--requests", "4", "--threads", "1,2", "-d", "blue"]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=env)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, env=env)
 
 
 def mlflow(home, path, body=None):
@@ -185,7 +187,7 @@ def mlflow(home, path, body=None):
     headers |= {"Content-Type": "application/json"}
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, headers)
-    with urllib.request.urlopen(request, timeout=120) as answer:
+    with urllib.request.urlopen(request, timeout=240) as answer:
         return json.load(answer)
 
 

@@ -74,7 +74,7 @@ class Terminal:
         script = f"set -e\n{commands}\npwd > '{self.state}'; env -0 > '{self.state}.env'"
         shell = ["bash", "-c", script]
         given = {"cwd": self.folder, "env": self.env, "capture_output": True, "text": True}
-        done = subprocess.run(shell, timeout=120, **given)
+        done = subprocess.run(shell, timeout=600, **given)
         assert done.returncode == 0, f"{commands}\n{done.stdout}\n{done.stderr}"
         self.folder = Path(self.state.read_text().strip())
         words = Path(f"{self.state}.env").read_text().split("\0")
@@ -118,7 +118,7 @@ def test_the_tour_runs_as_it_is_written(tmp_path):
             else:
                 assert language == "sh"
                 said.append(terminal.run(block))
-        assert terminal.server is not None and terminal.server.wait(timeout=20) == 0
+        assert terminal.server is not None and terminal.server.wait(timeout=120) == 0
     finally:
         terminal.end()
     everything = "\n".join(said)

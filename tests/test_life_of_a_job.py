@@ -64,7 +64,7 @@ class Client:
                 "Content-Type": "application/json",
             },
         )
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=240) as answer:
             text = answer.read()
         return json.loads(text) if text else {}
 
@@ -144,7 +144,7 @@ def test_the_life_of_a_job(client, tmp_path, until):
         now = client.ask("GET", f"{workspace}/jobs/life")["properties"]
         return now if now["status"] in ("Completed", "Failed", "Canceled") else None
 
-    done = until(finished, seconds=180)
+    done = until(finished, seconds=3000)
     assert done["status"] == "Completed", done
     shown = subprocess.run(
         [FINERY, "job", "show", "life", "--json", "--home", tmp_path / "home"], capture_output=True
@@ -182,6 +182,7 @@ def test_the_life_of_a_job(client, tmp_path, until):
             "endpointComputeType": "Managed",
             "model": f"{workspace}/models/tuned/versions/1",
             "instanceType": "Standard_DS3_v2",
+            "requestSettings": {"requestTimeout": "PT1M30S", "maxQueueWait": "PT1M30S"},
         },
     }
     client.ask("PUT", f"{workspace}/onlineEndpoints/chat/deployments/blue", deployment)
@@ -191,7 +192,7 @@ def test_the_life_of_a_job(client, tmp_path, until):
         state = client.ask("GET", path)["properties"]["provisioningState"]
         return state if state in ("Succeeded", "Failed") else None
 
-    assert until(provisioned, seconds=60) == "Succeeded"
+    assert until(provisioned, seconds=300) == "Succeeded"
     traffic = {"location": "x", "properties": {"authMode": "Key", "traffic": {"blue": 100}}}
     client.ask("PUT", f"{workspace}/onlineEndpoints/chat", traffic)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ import pytest
 from PIL import Image
 
 from finery import checkpoint
+from finery.engines import proc
 from finery.recipes import arguments, vqa_features
 
 from .conftest import PEFT, flags
@@ -226,9 +226,8 @@ def test_two_processes_train_as_one_with_twice_the_batch(
         "evaluation_strategy": "steps",
         "eval_steps": 3,
     }
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (held,) = proc.hold(1)  # nobody else is given it, and a rank may listen there all the same
+    port = held.getsockname()[1]
     program = [sys.executable, "-m", "finery.recipes.vqa_finetune"]
     ranks = []
     for rank in range(2):
@@ -237,7 +236,8 @@ def test_two_processes_train_as_one_with_twice_the_batch(
         environment = {**os.environ, **{name: str(value) for name, value in settings.items()}}
         given = flags(**words, pytorch_model_folder=tmp_path / "two")
         ranks.append(subprocess.Popen([*program, *given], env=environment))
-    assert [rank.wait(timeout=300) for rank in ranks] == [0, 0]
+    assert [rank.wait(timeout=600) for rank in ranks] == [0, 0]
+    held.close()
     one = {**words, "per_device_train_batch_size": 8}
     one = {name: value for name, value in one.items() if not name.endswith("_output")}
     assert finetune(florence, prepared, tmp_path / "one", **one) == 0

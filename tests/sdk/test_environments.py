@@ -23,6 +23,7 @@ from azure.ai.ml.entities import (
     Job,
     ManagedOnlineDeployment,
     ManagedOnlineEndpoint,
+    OnlineRequestSettings,
 )
 
 Ended = Callable[[MLClient, str], Any]
@@ -125,6 +126,9 @@ def test_a_deployment_serves_from_an_environment_of_its_own(
                 code_configuration=CodeConfiguration(code=str(code), scoring_script="score.py"),
                 instance_type="Standard_DS3_v2",
                 instance_count=1,
+                request_settings=OnlineRequestSettings(
+                    request_timeout_ms=60_000, max_queue_wait_ms=60_000
+                ),
             )
         ).result()
         assert made.provisioning_state == "Succeeded"

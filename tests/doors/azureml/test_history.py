@@ -315,7 +315,7 @@ def test_the_official_sdk_streams_a_log_as_it_grows_and_finds_the_outputs(
     leave(served, "azureml/j/model/weights", "x", store="workspaceblobstore")
     places = {"model": "file:workspaceblobstore/azureml/j/model"}
     go(served, job, "finalizing", "completed", outputs=places)
-    assert process.wait(timeout=30) == 0, said.read_text()
+    assert process.wait(timeout=120) == 0, said.read_text()
     text = said.read_text()
     assert text.count("epoch 1\n") == text.count("epoch 2\n") == 1, text
     assert "datastores/workspaceblobstore/paths/azureml/j/model/" in text
@@ -333,7 +333,7 @@ def test_the_official_sdk_streams_a_pipeline_step_by_step_and_raises_its_error(
     until(lambda: "train (p-1): Queued" in said.read_text() or process.poll() is not None)
     go(served, step, "preparing", "running", "failed", error="row 3 has no messages")
     go(served, parent, "failed", error="step train failed: row 3 has no messages")
-    assert process.wait(timeout=30) == 1
+    assert process.wait(timeout=120) == 1
     text = said.read_text()
     assert "step train (p-1): Running" in text
     assert "JobException" in text

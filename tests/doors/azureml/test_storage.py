@@ -627,7 +627,7 @@ def test_a_client_that_goes_away_leaves_nothing(
 def test_the_official_client_does_all_that_it_can_do_here(house: House, port: int) -> None:
     """Starts a listener and a process: only Microsoft's own package says what it really sends."""
     url = f"http://127.0.0.1:{port}/blob/ws.blob.core.windows.net/store?{signature(house)}"
-    done = subprocess.run([SDK, "-c", SCRIPT, url], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([SDK, "-c", SCRIPT, url], capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout == "done\n"
     assert not list((house.files.root / ".staging").iterdir())
