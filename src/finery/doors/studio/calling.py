@@ -107,7 +107,9 @@ def _row(house: House, deployment: Deployment) -> Any:
     """Return an example of what an MLflow model takes, as its signature says; else a stand-in."""
     try:
         columns = _columns(_folder(house, deployment))
-    except (Failure, OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError):
+    except (Failure, OSError, ValueError, LookupError, TypeError, AttributeError):
+        columns = {}
+    except (yaml.YAMLError, RecursionError):
         columns = {}
     if not columns:
         return [[1.0, 2.0]]
@@ -120,7 +122,9 @@ def _columns(folder: Path) -> dict[str, Any]:
     file = next(path for path in found if path.is_file())
     if file.stat().st_size > _LARGEST:
         return {}
-    signature = yaml.safe_load(file.read_text(encoding="utf-8"))["signature"]
+    # All as text: a few lines of merged mappings could take for ever.
+    manifest = yaml.load(file.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+    signature = manifest["signature"]
     asked = json.loads(signature["inputs"])[:50]
     return {one["name"]: _EXAMPLES.get(one["type"], 1.0) for one in asked}
 

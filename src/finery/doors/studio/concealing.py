@@ -41,9 +41,9 @@ def hidden(text: str, *, name: str = "") -> str:
     if text and named(name):
         return HIDDEN
     cut = f"{text[:_LONGEST]} …" if len(text) > _LONGEST else text
+    cut = _BEARER.sub(rf"\1{HIDDEN}", cut)
     for pattern in (_ASSIGNED, _FLAG):
         cut = pattern.sub(_unless_harmless, cut)
-    cut = _BEARER.sub(rf"\1{HIDDEN}", cut)
     cut = _IN_ADDRESS.sub(HIDDEN, cut)
     cut = _SHAPES.sub(HIDDEN, cut)
     return _RANDOM.sub(lambda found: HIDDEN if _mixed(found[0]) else found[0], cut)

@@ -13,7 +13,8 @@ from finery.doors.studio import concealing, environments, places
 from finery.doors.studio.places import Place
 
 MOST = 50  # jobs on a page
-_TAIL = 20_000  # bytes of a log shown on a page
+_TAIL = 20_000  # bytes of logs shown on a page
+_LEAST = 1000  # of each, where there are many
 
 # What a status means, to whoever has not read the documentation.
 MEANS = {
@@ -143,11 +144,11 @@ def _limits(command: Command) -> str:
 
 
 def _tail(*files: Path) -> str:
-    said = []
+    said, most = [], max(_TAIL // max(len(files), 1), _LEAST)
     for file in files:
         try:
             with file.open("rb") as log:
-                log.seek(max(0, log.seek(0, 2) - _TAIL))
+                log.seek(max(0, log.seek(0, 2) - most))
                 text = log.read().decode(errors="replace")
         except OSError:
             continue
