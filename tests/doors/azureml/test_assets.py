@@ -13,6 +13,11 @@ from finery.doors.http import House
 
 from .conftest import WS
 
+# A few lines that take for ever where one mapping is merged into another.
+MERGES = "a: &a {x: y}\n" + "".join(
+    f"{after}: &{after} {{<<: [{', '.join([f'*{before}'] * 10)}]}}\n"
+    for before, after in zip("abcdefghijklmnopq", "bcdefghijklmnopqr", strict=True)
+)
 CONDA = "name: e\ndependencies: [python=3.10]\n"
 
 
@@ -222,6 +227,8 @@ def test_another_image_is_another_version(client):
         ({}, 400),
         ({"image": "i", "condaFile": "- just\n- a list"}, 400),
         ({"image": "i", "condaFile": "a: ["}, 400),
+        ({"image": "i", "condaFile": "[" * 100_000}, 400),
+        ({"image": "i", "condaFile": MERGES}, 400),
         ({"image": "i", "osType": "Windows"}, 501),
         ({"image": "i", "autoRebuild": "OnBaseImageUpdate"}, 501),
         ({"build": {"contextUri": "https://testserver/blob/ws/workspaceblobstore/none"}}, 400),

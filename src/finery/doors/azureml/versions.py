@@ -26,8 +26,16 @@ _COMMON = (
     *("description", "tags", "properties", "isAnonymous", "isArchived", "provisioningState"),
 )
 _DATA = ("uri_file", "uri_folder", "mltable")
+_LARGEST_MANIFEST = 4 << 20  # bytes
 _LARGEST_CONDA = 256 << 10  # characters
 _MODELS = ("custom_model", "mlflow_model")
+
+
+class _Plain(yaml.SafeLoader):
+    """Merges no mapping into another: a few lines of that could take for ever."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,9 +163,11 @@ def _manifest(place: Place, location: str) -> dict[str, Any]:
             "in its folder; register it as a custom_model, or point to the folder that has one",
             target="modelUri",
         )
+    if file.stat().st_size > _LARGEST_MANIFEST:
+        raise Invalid(f"the MLmodel file of {place.name!r} is larger than 4 MiB", target="modelUri")
     try:
-        return dict(yaml.safe_load(file.read_text()) or {})
-    except (yaml.YAMLError, TypeError, ValueError) as exc:
+        return dict(yaml.load(file.read_text(), Loader=_Plain) or {})
+    except (yaml.YAMLError, TypeError, ValueError, RecursionError) as exc:
         raise Invalid(f"the MLmodel file of {place.name!r} is no MLmodel: {exc}") from exc
 
 
@@ -227,9 +237,9 @@ def environment_spec(given: Mapping[str, Any], name: str) -> dict[str, Any]:
             target="condaFile",
         )
     try:
-        if not isinstance(yaml.safe_load(conda), dict):
+        if not isinstance(yaml.load(conda, Loader=_Plain), dict):
             raise Invalid(f"environment {name!r}: the conda file is no mapping", target="condaFile")
-    except yaml.YAMLError as exc:
+    except (yaml.YAMLError, ValueError, RecursionError) as exc:
         raise Invalid(f"environment {name!r}: the conda file is no YAML: {exc}") from exc
     return {"kind": "conda", "conda": conda, "image": image}
 
