@@ -15,23 +15,27 @@ setup: .venv/.ready .venv-sdk/.ready
 
 # torch comes from pip, which takes a CPU wheel that lies on the machine; uv does the rest.
 .venv/.ready: pyproject.toml constraints.txt
-	@echo "Setting up .venv (Finery, PyTorch and what they need) and then .venv-sdk (the official"
-	@echo "clients): a few minutes and a few gigabytes, the first time only."
+	@echo "Setting up: a few minutes and a few gigabytes, the first time only."
+	@echo "  1 of 3: PyTorch, the largest piece"
 	@test -x $(VENV)/python || $(PYTHON) -m venv .venv
 	@test -x $(VENV)/uv || $(VENV)/python -m pip install --quiet uv
 	@$(VENV)/python -c 'import torch; assert torch.__version__.split("+")[0] == "2.13.0"' 2>/dev/null \
 		|| $(VENV)/python -m pip install --quiet torch==2.13.0
+	@echo "  2 of 3: Finery and what it needs (.venv)"
 	@$(VENV)/uv pip install --quiet --python $(VENV)/python --constraint constraints.txt --editable '.[dev]'
 	@$(VENV)/python -m compileall -q -j 0 .venv/lib > /dev/null 2>&1 || true
 	@touch $@
 
 .venv-sdk/.ready: requirements-sdk.txt .venv/.ready
+	@echo "  3 of 3: the official clients, where Finery cannot be imported (.venv-sdk)"
 	@test -x $(SDK)/python || $(PYTHON) -m venv .venv-sdk
 	@$(VENV)/uv pip install --quiet --python $(SDK)/python --requirement requirements-sdk.txt
 	@$(SDK)/python -m compileall -q -j 0 .venv-sdk/lib > /dev/null 2>&1 || true
 	@touch $@
+	@echo "  ready"
 
 .venv-inference/.ready: requirements-inference.txt .venv/.ready
+	@echo "Setting up Azure's own scoring host, to hold ours beside (.venv-inference)"
 	@test -x $(INFERENCE)/python || $(PYTHON) -m venv .venv-inference
 	@$(VENV)/uv pip install --quiet --python $(INFERENCE)/python --requirement requirements-inference.txt
 	@touch $@
