@@ -79,6 +79,7 @@ def test_a_text_is_read_as_what_it_refers_to(home, workspace, text, ref):
         ("AzureML-n@latest", "asset:environment/azureml/AzureML-n/7"),
         ("azureml:AzureML-n@latest", "asset:environment/azureml/AzureML-n/7"),
         ("azureml:AzureML-n:7", "asset:environment/azureml/AzureML-n/7"),
+        ("azureml:AzureML-n:3", "asset:environment/azureml/AzureML-n/7"),
         ("AzureML-n", "asset:environment/azureml/AzureML-n/7"),
         ("AzureML-mine@latest", "asset:environment/ws/AzureML-mine/1"),
     ],
@@ -90,6 +91,18 @@ def test_an_environment_of_the_registry_has_a_short_name(home, workspace, text, 
     assert references.ref_in(home, workspace, text, kind="environment") == ref
     with pytest.raises(NotFound):
         references.ref_in(home, workspace, text, kind="data")
+
+
+def test_one_version_of_a_curated_environment_stands_for_those_before_it(home, workspace):
+    for scope in ("azureml", "ws"):
+        asset = Asset(scope=scope, kind="environment", name="n", version="7")
+        assets.create(home.store, asset)
+    curated = "azureml://registries/azureml/environments/n/versions"
+    ref = references.ref_in(home, workspace, f"{curated}/3", kind="environment")
+    assert ref == "asset:environment/azureml/n/7"
+    for other in (f"{curated}/8", "azureml:n:3"):
+        with pytest.raises(NotFound):
+            references.ref_in(home, workspace, other, kind="environment")
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,7 @@ DATASTORES = {
 
 # Azure keeps this prefix for environments of its registry: they are named without it.
 CURATED = "AzureML-"
+_CURATOR = "azureml"
 
 _ARM = re.compile(
     r"/?subscriptions/(?P<subscription>[^/]+)/resourcegroups/(?P<group>[^/]+)"
@@ -243,8 +244,7 @@ def _asset(house: House, scope: str, rest: str, text: str) -> str:
         raise Invalid(f"{text!r} is not the id of an asset, a datastore path or a job's output")
     if found["how"] == "labels":
         return _labelled(house, scope, kind, bare(found["name"]), found["version"])
-    name = bare(found["name"])
-    return assets.get(house.store, scope, kind, name, found["version"] or "latest").ref
+    return _version(house, scope, kind, bare(found["name"]), found["version"] or "latest")
 
 
 def _named(house: House, scope: str, kind: str, text: str) -> str:
@@ -253,10 +253,23 @@ def _named(house: House, scope: str, kind: str, text: str) -> str:
         name, colon, version = text.partition(":")
     if kind == "environment" and name.startswith(CURATED):
         if assets.find_name(house.store, scope, kind, name) is None:
-            scope = "azureml"
+            scope = _CURATOR
     if at:
         return _labelled(house, scope, kind, name, label)
-    return assets.get(house.store, scope, kind, name, version if colon else "latest").ref
+    return _version(house, scope, kind, name, version if colon else "latest")
+
+
+def _version(house: House, scope: str, kind: str, name: str, version: str) -> str:
+    """Return the reference of one version.
+
+    Scripts name one of the many versions that Azure's curated environments have: the one that is
+    here stands for them all.
+    """
+    if (kind, scope) == ("environment", _CURATOR) and version.isdecimal():
+        newest = assets.find(house.store, scope, kind, name)
+        if newest and newest.version.isdecimal() and int(version) < int(newest.version):
+            return newest.ref
+    return assets.get(house.store, scope, kind, name, version).ref
 
 
 def _labelled(house: House, scope: str, kind: str, name: str, label: str) -> str:
