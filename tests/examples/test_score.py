@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 
@@ -96,6 +97,17 @@ def test_large_pictures_are_kept_small_and_their_size_is_known(score: ModuleType
         size = score.processor.image_processor.size
         assert request.size == (4000, 3000)  # a box in the answer is told in these
         assert request.pixels.shape == (3, size["height"], size["width"])
+
+
+def test_a_picture_is_turned_as_its_camera_was(score: ModuleType) -> None:
+    upright = Image.linear_gradient("L").resize((100, 200)).convert("RGB")
+    file, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6  # held upright, and kept lying on its side
+    upright.rotate(90, expand=True).save(file, "PNG", exif=exif)
+    lying = base64.b64encode(file.getvalue()).decode()
+    found = score.request_in(asked(image_input=lying))
+    assert found.size == (100, 200)
+    assert torch.equal(found.pixels, score.request_in(asked(image_input=encoded(upright))).pixels)
 
 
 def test_settings_may_be_left_out(score: ModuleType) -> None:

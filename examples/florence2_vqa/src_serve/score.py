@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from transformers import AutoProcessor, Florence2ForConditionalGeneration
 
 MAX_PICTURE = 50_000_000  # pixels; a page at 600 dots an inch has 35 million
@@ -161,9 +161,12 @@ def picture_in(text: str) -> tuple[Image.Image, tuple[int, int]]:
     wanted = processor.image_processor.size
     small = (wanted["width"], wanted["height"])
     try:
+        if picture.getexif().get(ExifTags.Base.Orientation, 1) > 4:  # a camera held upright
+            size = size[::-1]
         picture.draft("RGB", small)  # a large JPEG is decoded smaller
+        upright = ImageOps.exif_transpose(picture)  # as `datasets` shows it to the training
         # Here and not in the processor, which would have all pictures of a list at their own size.
-        return picture.convert("RGB").resize(small, Image.Resampling.BICUBIC), size
+        return upright.convert("RGB").resize(small, Image.Resampling.BICUBIC), size
     except Exception as error:
         raise BadRequest(f"image_input cannot be decoded: {error}") from None
 
