@@ -145,4 +145,6 @@ def _last(watch: Watch | None, probe: Probe) -> str:
 
 def _moves(one: Deployment) -> bool:
     """Say whether the page will look different soon."""
+    if one.status == "failed":
+        return False
     return one.status in ("creating", "updating", "deleting") or len(one.addresses) < one.count
