@@ -5,12 +5,11 @@ That fine-tuning teaches it to answer is a slow test; the VQA quickstart shows t
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,26 +24,19 @@ ROOT = Path(__file__).parent.parent
 CATALOG = Path(finery.__file__).parent / "catalog"
 STANDIN = CATALOG / "standins" / "florence2"
 GENERATOR = ROOT / "examples" / "florence2_vqa" / "documents.py"
+SCORES = GENERATOR.parent / "src_train" / "scores.py"
+Load = Callable[[Path], ModuleType]
 RECIPE = ROOT / "standins" / "florence2"
 
 
-def module(path: Path) -> ModuleType:
-    """A script of the repository as a module; the ones beside it can be imported by it."""
-    sys.path.insert(0, str(path.parent))
-    try:
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        assert spec and spec.loader
-        made = importlib.util.module_from_spec(spec)
-        sys.modules[path.stem] = made
-        spec.loader.exec_module(made)
-        return made
-    finally:
-        sys.path.remove(str(path.parent))
+@pytest.fixture(scope="module")
+def documents(module: Load) -> ModuleType:
+    return module(GENERATOR)
 
 
 @pytest.fixture(scope="module")
-def documents() -> ModuleType:
-    return module(GENERATOR)
+def scores(module: Load) -> ModuleType:
+    return module(SCORES)
 
 
 @pytest.fixture(scope="module")
@@ -118,23 +110,21 @@ def test_the_catalog_s_name_means_the_real_weights_in_a_format_that_needs_no_for
 
 
 def test_it_reads_documents_that_it_never_saw(
-    model: Any, processor: Any, documents: ModuleType
+    model: Any, processor: Any, documents: ModuleType, scores: ModuleType
 ) -> None:
-    tune = module(RECIPE / "tune.py")
     pages = list(documents.make(12, 99, "unseen"))
     said = say(model, processor, ["<OCR>"] * 12, [page.image for page in pages])
-    near = [tune.similarity(text, [page.text]) for text, page in zip(said, pages, strict=True)]
+    near = [scores.anls(text, [page.text]) for text, page in zip(said, pages, strict=True)]
     assert sum(near) / len(near) > 0.9, list(zip(said, pages, strict=True))[:2]
 
 
 def test_it_answers_no_question_before_it_is_fine_tuned(
-    model: Any, processor: Any, documents: ModuleType
+    model: Any, processor: Any, documents: ModuleType, scores: ModuleType
 ) -> None:
-    tune = module(RECIPE / "tune.py")
     rows = [row for page in documents.make(12, 98, "unseen") for row in page.rows][:36]
     prompts = ["<DocVQA>" + row["question"] for row in rows]
     said = say(model, processor, prompts, [row["image"] for row in rows])
-    points = [tune.similarity(text, row["answers"]) for text, row in zip(said, rows, strict=True)]
+    points = [scores.anls(text, row["answers"]) for text, row in zip(said, rows, strict=True)]
     assert sum(points) / len(points) < 0.1
 
 
@@ -205,12 +195,10 @@ def test_an_arrow_folder_of_documents_is_read_as_the_guide_reads_it(
     assert found["train"][0]["image"].size == (480, 480)
 
 
-def test_what_it_was_taught_holds_no_question_of_the_dataset(documents: ModuleType) -> None:
-    sys.path.insert(0, str(RECIPE))
-    try:
-        lessons = module(RECIPE / "lessons.py")
-    finally:
-        sys.path.remove(str(RECIPE))
+def test_what_it_was_taught_holds_no_question_of_the_dataset(
+    documents: ModuleType, module: Load
+) -> None:
+    lessons = module(RECIPE / "lessons.py")
     _, _, sheets = lessons.pages(40, 7, processes=1)
     batches = lessons.batches(sheets, 7)
     taught = {prompt for _ in range(40) for prompt in next(batches)[2]}

@@ -5,12 +5,11 @@ That LoRA teaches the dataset's facts is a slow test; the quickstart shows the s
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,25 +23,12 @@ ROOT = Path(__file__).parent.parent
 STANDIN = Path(finery.__file__).parent / "catalog" / "standins" / "phi3"
 RECIPE = ROOT / "standins" / "phi3"
 DATA = ROOT / "examples" / "phi3_chat" / "data"
+Load = Callable[[Path], ModuleType]
 SPLITS = ("train_sft", "test_sft", "train_gen", "test_gen")
 
 
-def module(path: Path) -> ModuleType:
-    """A script of the repository as a module; the ones beside it can be imported by it."""
-    sys.path.insert(0, str(path.parent))
-    try:
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        assert spec and spec.loader
-        made = importlib.util.module_from_spec(spec)
-        sys.modules[path.stem] = made
-        spec.loader.exec_module(made)
-        return made
-    finally:
-        sys.path.remove(str(path.parent))
-
-
 @pytest.fixture(scope="module")
-def corpus() -> ModuleType:
+def corpus(module: Load) -> ModuleType:
     return module(RECIPE / "corpus.py")
 
 
@@ -266,7 +252,7 @@ def test_every_test_row_says_what_a_right_answer_contains() -> None:
 
 
 def test_the_files_are_what_their_generator_writes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Load
 ) -> None:
     make = module(DATA / "make.py")
     monkeypatch.setattr(make, "HERE", tmp_path)

@@ -31,6 +31,7 @@ from azure.ai.ml.entities import (
     ManagedOnlineDeployment,
     ManagedOnlineEndpoint,
     Model,
+    OnlineRequestSettings,
 )
 from azure.core.exceptions import HttpResponseError
 from PIL import Image
@@ -40,6 +41,8 @@ IMAGE = "mcr.microsoft.com/azureml/openmpi4.1.0-ubuntu20.04:latest"
 PICKLE = "sklearn_regression_model.pkl"
 ONE, TWO = [385.0, 220.0], [-385.0, -220.0]  # what the two models make of the request
 
+# Nobody is refused because the machine stands still for a while.
+PATIENT = OnlineRequestSettings(request_timeout_ms=60_000, max_queue_wait_ms=60_000)
 Until = Callable[..., Any]
 
 
@@ -83,7 +86,8 @@ def open_endpoint(ml: MLClient) -> Iterator[Callable[..., ManagedOnlineEndpoint]
 
 
 def deploy(ml: MLClient, endpoint: str, name: str, **what: Any) -> ManagedOnlineDeployment:
-    usual = {"instance_type": "Standard_DS3_v2", "instance_count": 1}
+    usual: dict[str, Any] = {"instance_type": "Standard_DS3_v2", "instance_count": 1}
+    usual["request_settings"] = PATIENT
     asked = ManagedOnlineDeployment(name=name, endpoint_name=endpoint, **{**usual, **what})
     return ml.online_deployments.begin_create_or_update(asked).result()
 
@@ -222,14 +226,14 @@ def test_a_decorated_script_checks_its_data_and_describes_itself(
 
     key = ml.online_endpoints.get_keys(endpoint.name).primary_key
     bearer = {"Authorization": f"Bearer {key}"}
-    described = requests.get(endpoint.openapi_uri, headers=bearer, timeout=30).json()
-    third = requests.get(endpoint.openapi_uri, params={"version": 3}, headers=bearer, timeout=30)
+    described = requests.get(endpoint.openapi_uri, headers=bearer, timeout=180).json()
+    third = requests.get(endpoint.openapi_uri, params={"version": 3}, headers=bearer, timeout=180)
     assert third.json()["openapi"].startswith("3.")
     for document in (described, third.json()):
         schemas = document.get("definitions") or document["components"]["schemas"]
         assert "data" in schemas["ServiceInput"]["properties"]
         assert "output" in schemas["ServiceOutput"]["properties"]
-    assert requests.get(endpoint.openapi_uri, timeout=30).status_code == 401
+    assert requests.get(endpoint.openapi_uri, timeout=180).status_code == 401
 
 
 def test_a_script_s_own_description_is_the_one_that_is_given(
@@ -245,7 +249,7 @@ def test_a_script_s_own_description_is_the_one_that_is_given(
     assert invoke(ml, endpoint.name, tmp_path / "request.json") == {"sum": 6}
     key = ml.online_endpoints.get_keys(endpoint.name).primary_key
     bearer = {"Authorization": f"Bearer {key}"}
-    document = requests.get(endpoint.openapi_uri, headers=bearer, timeout=30).json()
+    document = requests.get(endpoint.openapi_uri, headers=bearer, timeout=180).json()
     assert document == json.loads((samples / "described" / "swagger2.json").read_text())
 
 
@@ -279,7 +283,9 @@ def test_a_raw_script_takes_a_picture_and_gives_one_and_is_changed_for_another(
     headers = {"Authorization": f"Bearer {key}"}
 
     def send(*files: tuple[str, Any]) -> requests.Response:
-        return requests.post(endpoint.scoring_uri, headers=headers, files=files or None, timeout=30)
+        return requests.post(
+            endpoint.scoring_uri, headers=headers, files=files or None, timeout=180
+        )
 
     answer = send(("file", ("input.jpg", picture((640, 480)))))
     assert (answer.status_code, answer.headers["content-type"]) == (200, "image/jpg")
@@ -312,6 +318,7 @@ def test_the_minimal_sample_is_deployed_from_its_yaml_files(
     deployment = load_online_deployment(
         samples / "minimal" / "deployment.yml", params_override=[{"endpoint_name": name}]
     )
+    deployment.request_settings = PATIENT
     ml.online_deployments.begin_create_or_update(deployment).result()
     endpoint.traffic = {"blue": 100}
     assert ml.online_endpoints.begin_create_or_update(endpoint).result().traffic == {"blue": 100}
