@@ -15,7 +15,7 @@ import pytest
 T = TypeVar("T")
 
 
-def until(condition: Callable[[], T], seconds: float = 60) -> T:
+def until(condition: Callable[[], T], seconds: float = 120) -> T:
     """Ask again and again until the answer is true, and return it; fail after `seconds`.
 
     They only bound how long a failure takes: a machine may stand still for a while.

@@ -110,7 +110,7 @@ def server(tmp_path):
 def test_a_server_killed_under_load_finds_its_instances_again_and_callers_only_ask_again(
     server, until
 ):
-    until(lambda: server.call()[0] == 200, seconds=120)
+    until(lambda: server.call()[0] == 200)
     seen: Counter[int] = Counter()
     pids: set[int] = set()
     over = threading.Event()
@@ -125,12 +125,12 @@ def test_a_server_killed_under_load_finds_its_instances_again_and_callers_only_a
     callers = [threading.Thread(target=call) for _ in range(3)]
     for caller in callers:
         caller.start()
-    until(lambda: len({*pids} - {0}) == 2 and seen[200] > 20, seconds=120)
+    until(lambda: len({*pids} - {0}) == 2 and seen[200] > 20)
     before = {*pids} - {0}
     server.kill()
     server.up()
     answered = seen[200]
-    until(lambda: seen[200] > answered + 20, seconds=120)
+    until(lambda: seen[200] > answered + 20)
     over.set()
     for caller in callers:
         caller.join()

@@ -771,7 +771,10 @@ def test_what_was_asked_is_told_in_prometheus_text(running: Running):
     assert len(types) == len({*types})
 
 
-def test_what_instances_tell_of_themselves_is_passed_on_with_their_labels(running: Running):
+def test_what_instances_tell_of_themselves_is_passed_on_with_their_labels(
+    running: Running, monkeypatch: Any
+):
+    monkeypatch.setattr("finery.doors.telling._WAIT", 60.0)
     said = b"# HELP finery_tokens_total of chat\n# TYPE finery_tokens_total counter\n"
     said += b'finery_tokens_total{kind="prompt"} 7\nnonsense\nfinery_up 1\n'
     running.blue.metrics = said

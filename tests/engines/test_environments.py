@@ -132,7 +132,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 def had(server: Environments, until: Until, asset: Asset, log: Path, **fields: Any) -> Runtime:
     fields = {"serving": False, **fields}
-    found: Runtime = until(lambda: server.runtime(asset, log=log, **fields), 120)
+    found: Runtime = until(lambda: server.runtime(asset, log=log, **fields), 300)
     return found
 
 
@@ -146,7 +146,7 @@ def failure(
             return exc
         return None
 
-    found: Failure = until(ended, 120)
+    found: Failure = until(ended, 300)
     return found
 
 

@@ -100,7 +100,7 @@ def until() -> Callable[..., object]:
     They only bound how long a failure takes: a machine may stand still for a while.
     """
 
-    def wait(condition: Callable[[], object], seconds: float = 60) -> object:
+    def wait(condition: Callable[[], object], seconds: float = 120) -> object:
         deadline = time.monotonic() + seconds
         while not (answer := condition()):
             assert time.monotonic() < deadline, f"not within {seconds} s; the last: {answer!r}"

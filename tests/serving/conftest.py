@@ -143,7 +143,7 @@ def serve(tmp_path_factory: pytest.TempPathFactory, until: Callable[..., object]
             )
         address = folder / "address"
         try:
-            until(lambda: address.exists() or process.poll() is not None, 120)
+            until(lambda: address.exists() or process.poll() is not None, 300)
             assert address.exists(), log.read_text()
             headers = {"x-finery-secret": environment.get("FINERY_SERVING_SECRET", "")}
             with httpx.Client(

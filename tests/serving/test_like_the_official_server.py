@@ -275,7 +275,7 @@ def ports(tmp_path_factory: pytest.TempPathFactory, until: Until) -> Iterator[di
                 if who == "ours" or name == "raw":
                     found[f"{who} {name}"] = free()
                     started.append(ours(name, found[f"{who} {name}"], place, who, python))
-        until(lambda: all(map(up, found.values())) or any(one.poll() for one in started), 120)
+        until(lambda: all(map(up, found.values())) or any(one.poll() for one in started), 300)
         logs = "\n".join(file.read_text() for file in place.glob("*.log"))
         assert all(map(up, found.values())), logs
         yield found
