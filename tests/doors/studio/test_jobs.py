@@ -117,7 +117,7 @@ def test_an_environment_is_shown_while_it_is_built_and_afterwards(
 ):
     job = put_job("built", spec=Command(command="true", environment=environment))
     page = browser.get("/studio/jobs/built").text
-    assert "tools, version 1: the packages of a conda file, on the image ubuntu" in page
+    assert "tools, version 1: the packages of a conda file, asked for on the image ubuntu" in page
     assert "is made ready when the job" in page and "six==1.16.0" in page
     assert "me:pw" not in page and 'http-equiv="refresh"' in page
 
@@ -150,7 +150,8 @@ def test_an_environment_that_cannot_be_built_says_so_with_its_log(
 def test_a_job_that_never_ran_needed_no_environment(platform, browser, put_job, environment):
     put_job("never", spec=Command(command="true", environment=environment))
     jobs.cancel(platform.store, "never")
-    assert "was not needed: the job never ran" in browser.get("/studio/jobs/never").text
+    page = browser.get("/studio/jobs/never").text
+    assert "was not needed: the job never ran" in page and "nothing: it never ran" in page
 
 
 def test_the_logs_of_several_ranks_are_told_apart(browser, put_job, wrote):

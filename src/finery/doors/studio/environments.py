@@ -88,7 +88,9 @@ def _made_from(house: House, ref: str) -> tuple[str, str, str]:
         case "build":
             return name, f"built from a folder with a {asset.spec['dockerfile']}", ""
         case "conda":
-            image = f", on the image {asset.spec['image']}" if asset.spec.get("image") else ""
+            image = (
+                f", asked for on the image {asset.spec['image']}" if asset.spec.get("image") else ""
+            )
             recipe = concealing.hidden(asset.spec.get("conda", "")[:_LONGEST])
             return name, f"the packages of a conda file{image}", recipe
         case _:

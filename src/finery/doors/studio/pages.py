@@ -199,8 +199,8 @@ def _ago(time: datetime | None) -> str:
 
 
 def _took(job: Job) -> str:
-    if job.started_at is None:
-        return ""
+    if job.started_at is None or job.started_at == job.ended_at:
+        return ""  # it never ran
     return _lasting(((job.ended_at or datetime.now(UTC)) - job.started_at).total_seconds())
 
 
