@@ -83,6 +83,15 @@ def test_who_is_to_blame_is_told_apart(error: Exception, cause: str, theirs: boo
     assert cause in found.text and found.invalid == theirs
 
 
+def test_a_package_that_cannot_be_compiled_is_named_however_much_its_compiler_said() -> None:
+    said = ["installing it\n", "error: no such address\n", "once more\n"]
+    said += ["error: Failed to build `leaf==1.0`\n", *["  cc1: warning\n"] * 2000, "  no header\n"]
+    told = explaining.telling(said)
+    assert "no such address" not in told and told.count("\n") <= 500
+    found = explaining.cause(Ended(told))
+    assert found.text.startswith("Failed to build `leaf==1.0`") and "no header" in found.text
+
+
 def test_a_hint_follows_the_cause() -> None:
     found = explaining.cause(Ended(OLDER, "conda has it"))
     assert found.text.endswith("(conda has it)")

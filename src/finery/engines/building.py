@@ -121,7 +121,7 @@ def run(*words: str, cwd: Path | None = None) -> None:
         say(line.rstrip("\n"))
         said.append(line)
     if ran.wait():
-        raise explaining.Ended("".join(said[-500:]))
+        raise explaining.Ended(explaining.telling(said))
 
 
 def say(line: str) -> None:

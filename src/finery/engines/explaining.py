@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import errno
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from finery.core.errors import Failure, Unavailable
 
 _LONGEST = 1500
+_FIRST, _LAST = 100, 400  # lines
+_ERROR = re.compile(r"^(error:|  ×)", re.MULTILINE)  # where uv begins to explain
 # What a network, an index or a full disk is to blame for, and not the one who asked.
 _NOT_THEIRS = re.compile(
     r"failed to fetch|error sending request|dns error|timed? ?out|connection (refused|reset)"
@@ -38,6 +41,16 @@ class Cause:
     invalid: bool  # what was asked for is wrong, rather than that something did not answer
 
 
+def telling(said: Sequence[str]) -> str:
+    """Return of the lines that a program wrote those where it may say why it failed.
+
+    A compiler has hundreds between uv's error, which names the package, and its own at the end.
+    """
+    begun = max((at for at, line in enumerate(said) if _ERROR.match(line)), default=0)
+    told = said[begun:]
+    return "".join([*told[:_FIRST], *told[_FIRST:][-_LAST:]])
+
+
 def cause(error: Exception) -> Cause:
     """Return what to tell who waits."""
     match error:
@@ -63,7 +76,7 @@ def _short(text: str) -> str:
 
 def lines(said: str) -> str:
     """Return the part of uv's words that explains: what follows its last error, as one line."""
-    begun = [found.start() for found in re.finditer(r"^(error:|  ×)", said, re.MULTILINE)]
+    begun = [found.start() for found in _ERROR.finditer(said)]
     part = said[begun[-1] :] if begun else said[-_LONGEST:]
     words = r"^\s*(error|cause|×|├─▶|╰─▶|│|hint):?\s*"
     kept = [re.sub(words, "", line).strip() for line in part.splitlines()]

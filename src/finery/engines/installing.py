@@ -69,6 +69,10 @@ def make(wanted: Wanted, folder: Path, *, run: Run, say: Callable[[str], None]) 
             _install(making, step, same=chosen.same)
     except explaining.Ended as ended:  # old pins may want the old Python, and no other
         ended.add("; ".join(chosen.warnings))
+        if wanted.on_ours and "Failed to build" in ended.said:
+            ended.add(
+                f"the image may have another Python: it is Finery's own, {chosen.version}, here"
+            )
         raise
     _settle(making)
     if wanted.on_ours:
