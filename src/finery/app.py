@@ -347,6 +347,8 @@ def _config(app: ASGIApp, signed: certificates.Certificates | None = None) -> uv
         http="httptools",
         ws="none",
         server_header=False,
+        # Clients ask again every few seconds: one must not find its connection closing just then.
+        timeout_keep_alive=75,
         timeout_graceful_shutdown=5,
         ssl_certfile=signed.certificate if signed else None,
         ssl_keyfile=signed.key if signed else None,
