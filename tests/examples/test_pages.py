@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import datasets
 import pytest
 import torch
+from PIL import Image
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +46,29 @@ def test_a_page_is_decoded_once_for_all_of_its_questions(
             rows[at]
     assert len(rows) > len(decoded) == 5
     assert set(decoded.values()) == {1}
+
+
+def test_a_page_is_seen_the_way_up_that_its_camera_noted(
+    guide: dict[str, ModuleType], tmp_path: Path
+) -> None:
+    upright = Image.linear_gradient("L").resize((100, 200)).convert("RGB")
+    turned, plain, exif = io.BytesIO(), io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6  # held upright, and kept lying on its side
+    upright.rotate(90, expand=True).save(turned, "PNG", exif=exif)
+    upright.save(plain, "PNG")
+    pictures = [{"bytes": one.getvalue(), "path": None} for one in (turned, plain)]
+    rows = datasets.Dataset.from_dict(
+        {"image": pictures, "question": ["which?"] * 2, "answers": [["one"]] * 2},
+        features=datasets.Features(
+            image=datasets.Image(),
+            question=datasets.Value("string"),
+            answers=datasets.List(datasets.Value("string")),
+        ),
+    )
+    size = {"height": 32, "width": 32}
+    made = guide["pages"].Pages(rows, "train", size=size, cache=tmp_path / "cache")
+    assert torch.equal(made[0][1], made[1][1])
+    assert made.picture(0).size == upright.size
 
 
 def test_processes_share_decoded_pages(

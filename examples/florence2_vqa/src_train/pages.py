@@ -15,7 +15,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 IGNORED = -100  # what PyTorch's loss leaves out
 
@@ -47,14 +47,14 @@ class Pages(torch.utils.data.Dataset):
         return f"{self.name}/{page}", picture, row["question"], list(row["answers"])
 
     def picture(self, at: int) -> Image.Image:
-        """The page as it came."""
-        return _opened(self.rows[at]["image"]).convert("RGB")
+        """The page at its own size."""
+        return _upright(_opened(self.rows[at]["image"]))
 
     def _resized(self, stored: dict[str, Any]) -> Image.Image:
         page = _opened(stored)
         # A JPEG can be decoded at a half, a quarter or an eighth of its size, in as much less time.
         page.draft("RGB", (self.width, self.height))
-        return page.convert("RGB").resize((self.width, self.height), Image.Resampling.BICUBIC)
+        return _upright(page).resize((self.width, self.height), Image.Resampling.BICUBIC)
 
     @staticmethod
     def _numbers(split: datasets.Dataset) -> list[int]:
@@ -135,3 +135,9 @@ def _opened(stored: dict[str, Any]) -> Image.Image:
     if stored["bytes"] is not None:
         return Image.open(io.BytesIO(stored["bytes"]))
     return Image.open(stored["path"])
+
+
+def _upright(page: Image.Image) -> Image.Image:
+    """In colours, and the way up that its camera noted."""
+    ImageOps.exif_transpose(page, in_place=True)
+    return page.convert("RGB")

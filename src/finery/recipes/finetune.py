@@ -3,8 +3,8 @@
 LoRA or all the weights, on the encoded rows of `preprocess`, from the base model
 of `model_import`; evaluates, keeps checkpoints, stops early, and leaves the best
 model, merged or as an adapter, in `pytorch_model_folder` with the checkpoints
-below it.  The words are in `hyperparameters`, the training itself in `trainer`.
-Weights are on the disk before the last metric goes anywhere.
+below it.  The words are in `hyperparameters`, the training itself in `trainer`,
+what comes before and after it in `training`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""The training inputs of the chat-completion pipeline: names, defaults, limits, rules.
+"""The training inputs of the pipelines: names, defaults, limits, rules.
 
-The names and defaults are those of the upstream component, so that a pipeline
-written for it runs here.  Both `validate` (in the first second) and `finetune`
-(again, for those who run it by hand) read them.  Standard library only.
+The names and defaults are those of the upstream chat component, so that a
+pipeline written for it runs here; `vqa_finetune` takes the same and adds its
+own.  `validate` (in the first second) and `finetune` (again, for those who run
+it by hand) read them.  Standard library only.
 """
 
 from __future__ import annotations

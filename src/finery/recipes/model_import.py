@@ -1,5 +1,6 @@
-"""The second step: bring the base model into one folder (`chat_completion_model_import`).
+"""Bring the base model into one folder: a chat's second step, the first of vqa.
 
+It is `chat_completion_model_import` and `visual_question_answering_model_import`.
 A PyTorch folder goes before an MLflow model, and that before a name on the hub.
 The output folder is a Hugging Face checkpoint with what the later steps need
 beside it: `MLmodel`, `LICENSE`, `model_selector_args.json`, `finetune_config.json`.

@@ -3,8 +3,8 @@
 LoRA or all the weights, the vision tower frozen (its output then computed once
 for each picture) or not, on the prepared rows of `vqa_preprocess`; evaluates,
 keeps checkpoints, stops early, and leaves the best model, merged or as an
-adapter, in `pytorch_model_folder`.  The training itself is in `vqa_trainer`.
-Weights are on the disk before the last metric goes anywhere.
+adapter, in `pytorch_model_folder` with the checkpoints below it.  The training
+itself is in `vqa_trainer`, what comes before and after it in `training`.
 """
 
 from __future__ import annotations
