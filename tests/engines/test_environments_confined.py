@@ -81,8 +81,8 @@ def test_files_that_name_files_are_counted_with_what_they_name(context: Path) ->
 def test_a_line_that_no_installer_could_read_is_left_to_it() -> None:
     for line in ("six ; " + "(" * 20_000, "six ; sys_platform ~= 'x'"):
         assert not sharing.satisfied([line])
-    with pytest.raises(Invalid, match="'X'"):
-        conda.read(f"dependencies: [six]\nvariables: {{X: 0x{'f' * 9000}}}")
+    huge = f"0x{'f' * 9000}"  # as a number, more digits than Python writes
+    assert conda.read(f"dependencies: [six]\nvariables: {{X: {huge}}}").variables == {"X": huge}
 
 
 # Nothing outside
