@@ -38,14 +38,23 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def documents() -> ModuleType:
     """The generator, which lives with the example that people copy."""
-    if "documents" not in sys.modules:
-        path = ROOT / "examples" / "florence2_vqa" / "documents.py"
-        spec = importlib.util.spec_from_file_location("documents", path)
+    return _example("documents.py")
+
+
+def scores() -> ModuleType:
+    """ANLS and exact match, as the same example has them."""
+    return _example("src_train/scores.py")
+
+
+def _example(file: str) -> ModuleType:
+    path = ROOT / "examples" / "florence2_vqa" / file
+    if path.stem not in sys.modules:
+        spec = importlib.util.spec_from_file_location(path.stem, path)
         assert spec and spec.loader
         made = importlib.util.module_from_spec(spec)
-        sys.modules["documents"] = made
+        sys.modules[path.stem] = made
         spec.loader.exec_module(made)
-    return sys.modules["documents"]
+    return sys.modules[path.stem]
 
 
 def phrases() -> list[str]:

@@ -4,7 +4,7 @@
 
 A plain loop, as a user's script has it: every step the processor takes the pictures, the frozen
 vision tower looks at them, AdamW moves the rest. Answers to held-back documents are scored with
-ANLS as DocVQA defines it. Nothing of Finery is used.
+the example's ANLS, as DocVQA defines it. Nothing of Finery is used.
 """
 
 from __future__ import annotations
@@ -33,28 +33,6 @@ from transformers import (  # noqa: E402
 STANDIN = shape.ROOT / "src" / "finery" / "catalog" / "standins" / "florence2" / "model"
 PROMPT = "<DocVQA>"
 Row = dict[str, Any]
-
-
-def distance(one: str, other: str) -> int:
-    """Levenshtein's: letters put in, left out or exchanged."""
-    row = list(range(len(other) + 1))
-    for i, letter in enumerate(one, 1):
-        before, row[0] = row[0], i
-        for j, against in enumerate(other, 1):
-            before, row[j] = (
-                row[j],
-                min(row[j] + 1, row[j - 1] + 1, before + (letter != against)),
-            )
-    return row[-1]
-
-
-def similarity(said: str, answers: list[str]) -> float:
-    """1 where the nearest answer was given, less for each wrong letter, 0 from half of them on."""
-    best = 0.0
-    for answer in answers:
-        a, b = said.strip().lower(), answer.strip().lower()
-        best = max(best, 1 - distance(a, b) / max(len(a), len(b), 1))
-    return best if best >= 0.5 else 0.0
 
 
 def rows(count: int, seed: int, split: str) -> list[Row]:
@@ -89,7 +67,8 @@ def answers(net: Any, processor: Any, asked: list[Row], *, size: int = 32, beams
 
 def score(net: Any, processor: Any, asked: list[Row], title: str) -> float:
     said = answers(net, processor, asked)
-    points = [similarity(text, row["answers"]) for text, row in zip(said, asked, strict=True)]
+    anls = shape.scores().anls
+    points = [anls(text, row["answers"]) for text, row in zip(said, asked, strict=True)]
     exact = [text in row["answers"] for text, row in zip(said, asked, strict=True)]
     kinds = {
         kind: [p for p, row in zip(points, asked, strict=True) if row["kind"] == kind]
