@@ -249,8 +249,16 @@ LONG = {"messages": HELLO, "max_tokens": 110, "temperature": 0}
 
 
 def test_an_answer_that_takes_too_long_is_408_and_its_stream_ends_with_an_error(
-    served: Chat, until: Callable[..., object]
+    served: Chat, monkeypatch: pytest.MonkeyPatch, until: Callable[..., object]
 ) -> None:
+    engine, step = served.engine, served.engine._step
+
+    def late() -> None:  # it answers nobody in time, however slow the clock is that they have
+        until(lambda: all(one.cancelled for one in (*engine._fresh, *engine._running)))
+        step()
+
+    monkeypatch.setattr(engine, "_step", late)
+
     async def story(client: httpx.AsyncClient) -> None:
         late = await client.post("/v1/chat/completions", json=LONG)
         assert late.status_code == 408
