@@ -67,7 +67,7 @@ def test_a_job_that_fails_is_failed_once_whenever_the_server_is_killed(home, mom
 
 @pytest.mark.parametrize("moment", ["before", "during", "after"])
 def test_a_cancelled_job_stays_cancelled_whenever_the_server_is_killed(home, moment):
-    store = submit(home, "sleep 60")
+    store = submit(home, "sleep 600")
     assert serve(home, "after", "running") == -9
     jobs.cancel(store, "job")
 

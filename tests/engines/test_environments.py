@@ -416,7 +416,7 @@ def test_what_is_built_is_listed_with_its_size_and_goes_unless_it_is_used(
     world.engine.start(
         Process(
             id="job-1",
-            command=["sleep", "60"],
+            command=["sleep", "600"],
             cwd=tmp_path,
             log=tmp_path / "job.txt",
             env=found.env,

@@ -37,7 +37,7 @@ def test_a_container_engine_that_hangs_keeps_nobody_waiting(
 ) -> None:
     world.conda()
     docker = world.bin / "docker"
-    docker.write_text("#!/bin/sh\necho $$ > $(dirname $0)/pid\nexec sleep 60\n")
+    docker.write_text("#!/bin/sh\necho $$ > $(dirname $0)/pid\nexec sleep 600\n")
     docker.chmod(0o755)
     server = world.server(patience=0.0)
     image = named("image", kind="image", image="python:3.12")
@@ -171,7 +171,7 @@ def test_what_nothing_has_used_for_a_month_goes_and_what_is_used_stays(
     assert overlaid.variables["FINERY_ENVIRONMENT"].startswith(str(runs))
     env = {**overlaid.env, **overlaid.variables}
     world.engine.start(
-        Process(id="job-1", command=["sleep", "60"], cwd=tmp_path, log=tmp_path / "j", env=env)
+        Process(id="job-1", command=["sleep", "600"], cwd=tmp_path, log=tmp_path / "j", env=env)
     )
     for folder in (unused, asked, runs):
         age(folder / "ready.json", 31)

@@ -108,7 +108,7 @@ home, line = Path(sys.argv[1]), sys.argv[2]
 engine = LocalEngine(home)
 engine.start(Process(id="p1", command=["bash", "-c", line], cwd=home.parent, log=home / "log"))
 print("started", flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 
 
@@ -150,9 +150,7 @@ def test_a_process_stopped_before_it_began_never_runs(
     assert engine.log("p1") == b""
 
 
-FAMILY = (
-    "echo $$ > pids; sleep 60 & echo $! >> pids; setsid bash -c 'echo $$ >> pids; sleep 60' & wait"
-)
+FAMILY = "echo $$ > pids; sleep 600 & echo $! >> pids; setsid bash -c 'echo $$ >> pids; sleep 600' & wait"
 
 
 def test_when_its_keeper_is_killed_nothing_of_it_runs_on(
@@ -171,7 +169,7 @@ def test_when_its_keeper_is_killed_nothing_of_it_runs_on(
 def test_a_guard_ends_the_ranks_of_a_killed_keeper_even_when_no_server_looks(
     engine: LocalEngine, a_process: Make, until: Until, tmp_path: Path
 ) -> None:
-    engine.start(a_process("echo $$ > pids; sleep 60 & echo $! >> pids; wait"))
+    engine.start(a_process("echo $$ > pids; sleep 600 & echo $! >> pids; wait"))
     until(lambda: len(pids_in(tmp_path / "pids")) == 2)
     running(engine, until)
     begun = json.loads((engine.home / "p1" / "started.json").read_text())
@@ -182,7 +180,7 @@ def test_a_guard_ends_the_ranks_of_a_killed_keeper_even_when_no_server_looks(
 @pytest.fixture
 def stranger() -> Iterator[subprocess.Popen[bytes]]:
     """A process that is none of the engine's."""
-    with subprocess.Popen(["sleep", "60"], start_new_session=True) as made:
+    with subprocess.Popen(["sleep", "600"], start_new_session=True) as made:
         yield made
         made.kill()
 
@@ -190,7 +188,7 @@ def stranger() -> Iterator[subprocess.Popen[bytes]]:
 def test_a_number_that_was_used_again_is_left_alone(
     engine: LocalEngine, a_process: Make, until: Until, stranger: subprocess.Popen[bytes]
 ) -> None:
-    engine.start(a_process("sleep 60"))
+    engine.start(a_process("sleep 600"))
     directory = running(engine, until)
     begun = json.loads((directory / "started.json").read_text())
     forged = [{"rank": 0, "pid": stranger.pid, "start": proc.started(stranger.pid) - 1}]
@@ -245,7 +243,7 @@ def test_stop_insists_after_the_grace_period(
 def test_a_process_past_its_time_is_ended_and_says_so(
     engine: LocalEngine, a_process: Make, until: Until
 ) -> None:
-    engine.start(a_process("sleep 60", timeout=0.2, grace=60))
+    engine.start(a_process("sleep 600", timeout=0.2, grace=60))
     end = end_of(engine, until)
     assert (end.exit_code, end.timed_out) == (-signal.SIGTERM, True)
     assert end.reason == "ran past its 0.2 s"
@@ -269,7 +267,7 @@ def test_ranks_are_told_apart_and_each_has_its_log(
 def test_one_rank_that_fails_ends_the_others_and_is_the_reason(
     engine: LocalEngine, a_process: Make, until: Until
 ) -> None:
-    engine.start(a_process("if [ $RANK = 1 ]; then exit 9; fi; exec sleep 60", ranks=3))
+    engine.start(a_process("if [ $RANK = 1 ]; then exit 9; fi; exec sleep 600", ranks=3))
     end = end_of(engine, until)
     assert (end.exit_code, end.reason) == (9, "rank 1 ended with 9")
 
@@ -277,7 +275,7 @@ def test_one_rank_that_fails_ends_the_others_and_is_the_reason(
 def test_what_a_process_leaves_in_the_background_ends_with_it(
     engine: LocalEngine, a_process: Make, until: Until, tmp_path: Path
 ) -> None:
-    line = "sleep 60 & echo $! > pids; setsid sleep 60 & echo $! >> pids; exit 0"
+    line = "sleep 600 & echo $! > pids; setsid sleep 600 & echo $! >> pids; exit 0"
     engine.start(a_process(line))
     assert end_of(engine, until).exit_code == 0
     assert len(pids_in(tmp_path / "pids")) == 2
@@ -333,7 +331,7 @@ def test_a_command_that_is_not_there_says_so_in_the_log(
 def test_a_process_over_its_memory_is_ended_and_says_so(
     engine: LocalEngine, a_process: Make, until: Until
 ) -> None:
-    hungry = "import time; held = bytearray(b'x') * (80 << 20); print('up'); time.sleep(60)"
+    hungry = "import time; held = bytearray(b'x') * (80 << 20); print('up'); time.sleep(600)"
     command = [sys.executable, "-S", "-c", hungry]
     engine.start(a_process("", command=command, memory=40 << 20))
     end = end_of(engine, until)
@@ -346,7 +344,7 @@ def test_a_process_over_its_memory_is_ended_and_says_so(
 def test_a_serving_process_says_where_it_answers(
     engine: LocalEngine, a_process: Make, until: Until
 ) -> None:
-    engine.start(a_process("echo http://127.0.0.1:1234 > $FINERY_PROCESS_DIR/address; sleep 60"))
+    engine.start(a_process("echo http://127.0.0.1:1234 > $FINERY_PROCESS_DIR/address; sleep 600"))
     until(lambda: engine.report("p1").address == "http://127.0.0.1:1234")
     engine.stop("p1")
     assert end_of(engine, until).address is None
@@ -366,7 +364,7 @@ def test_what_has_ended_can_be_forgotten(
 def test_what_is_forgotten_while_it_runs_is_dropped_when_it_ends(
     engine: LocalEngine, a_process: Make, until: Until
 ) -> None:
-    engine.start(a_process("sleep 60"))
+    engine.start(a_process("sleep 600"))
     running(engine, until)
     engine.forget("p1")
     assert engine.report("p1").state == "alive"

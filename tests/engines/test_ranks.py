@@ -80,7 +80,7 @@ def test_the_rank_that_failed_is_known_and_its_log_is_at_hand(
     engine: LocalEngine, a_process: Make, until: Callable[..., object]
 ) -> None:
     # Processes, because it is the keeper that sees which one went first.
-    line = "if [ $RANK = 2 ]; then echo the second is ill; exit 9; fi; exec sleep 60"
+    line = "if [ $RANK = 2 ]; then echo the second is ill; exit 9; fi; exec sleep 600"
     engine.start(a_process(line, ranks=3))
     until(lambda: engine.report("p1").state == "exited")
     assert (engine.report("p1").rank, engine.log("p1", rank=2)) == (2, b"the second is ill\n")

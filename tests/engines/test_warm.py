@@ -203,7 +203,7 @@ import os, time
 if os.fork() == 0:
     os.setsid()  # out of reach of its group: only the mark finds it
 print(os.getpid(), flush=True)
-time.sleep(60)
+time.sleep(600)
 """
     ready.start(a_module(text))
     until(lambda: len(ready.log("p1").split()) == 2)
@@ -241,7 +241,7 @@ engine.start(Process(id="p1", command=command, cwd=home, log=home / "log", warm=
 while not engine.log("p1"):
     time.sleep(0.01)
 print(engine._warm._pid, flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 
 
