@@ -202,6 +202,16 @@ def test_a_deployment_of_a_stand_in_says_so_and_nothing_of_before(put: Put, home
     assert "finery.warnings" not in put(**SCRIPT).json()["properties"]["properties"]
 
 
+def test_a_network_that_is_not_closed_is_told_of(put: Put, client: TestClient):
+    told = put(egressPublicNetworkAccess="Disabled").json()["properties"]
+    assert "egress_public_network_access is not honoured" in told["properties"]["finery.warnings"]
+    shut = {**MADE, "properties": {**MADE["properties"], "publicNetworkAccess": "Disabled"}}
+    told = client.put(ENDPOINT, json=shut).json()["properties"]
+    assert "public_network_access is not honoured" in told["properties"]["finery.warnings"]
+    again = {**MADE, "properties": {key: told[key] for key in ("authMode", "properties")}}
+    assert client.put(ENDPOINT, json=again).json()["properties"]["properties"] == {}
+
+
 def test_the_operation_of_a_deployment_ends_when_it_is_ready(
     put: Put, client: TestClient, home: House
 ):

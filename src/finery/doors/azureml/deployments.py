@@ -48,6 +48,7 @@ _KINDS = {"managed": "Managed", "kubernetes": "Kubernetes"}
 _KIND_WARNINGS = {
     "kubernetes": ("no Kubernetes is asked: its instances are processes of this server",)
 }
+_OPEN = "egress_public_network_access is not honoured: an instance calls whom this machine may"
 _OURS = "finery."  # properties that we answer
 _ECHOED = ("appInsightsEnabled", "egressPublicNetworkAccess", "privateNetworkConnection")
 
@@ -160,7 +161,11 @@ def deployment_in(
         description=str(props.get("description") or ""),
         tags=wire.texts(body.get("tags"), "tags"),
         properties={key: text for key, text in told.items() if not key.startswith(_OURS)},
-        warnings=[*_warnings(house, spec), *_KIND_WARNINGS.get(kind.lower(), ())],
+        warnings=[
+            *_warnings(house, spec),
+            *_KIND_WARNINGS.get(kind.lower(), ()),
+            *[_OPEN] * (str(props.get("egressPublicNetworkAccess")).lower() == "disabled"),
+        ],
         created_by=by,
         extras=wire.keep(props, _ECHOED)
         | wire.keep(body, ("identity",))

@@ -46,6 +46,8 @@ _FIELDS = (
     "endpoint",
 )
 _TOP = ("id", "name", "type", "systemData", "location", "tags", "properties", "identity", "kind")
+_WARNINGS = "finery.warnings"
+_OPEN = "public_network_access is not honoured: it is reached wherever this server is"
 
 
 def router(house: House) -> APIRouter:
@@ -137,6 +139,7 @@ def endpoint_in(
         raise Invalid(
             f"authMode is {mode!r}; it must be Key, AMLToken or AADToken", target="authMode"
         )
+    told = wire.texts(props.get("properties"), "properties")
     identity = wire.mapping(body.get("identity"), "identity")
     given = wire.mapping(props.get("keys"), "keys")
     keys = {}
@@ -154,7 +157,7 @@ def endpoint_in(
         mirror=_shares(props.get("mirrorTraffic"), "mirrorTraffic"),
         description=str(props.get("description") or ""),
         tags=wire.texts(body.get("tags"), "tags"),
-        properties=wire.texts(props.get("properties"), "properties"),
+        properties={key: text for key, text in told.items() if key != _WARNINGS},
         created_by=by,
         extras={
             "authMode": mode,
@@ -167,6 +170,8 @@ def endpoint_in(
 def endpoint_out(house: House, workspace: Workspace, endpoint: Endpoint) -> dict[str, Any]:
     """Return an endpoint as Azure writes it."""
     base = f"{house.http}/endpoints/{endpoint.name}"
+    access = endpoint.extras.get("publicNetworkAccess") or "Enabled"
+    open_ = {_WARNINGS: _OPEN} if str(access).lower() == "disabled" else {}
     return {
         "id": references.arm_id(workspace, "onlineEndpoints", endpoint.name),
         "name": endpoint.name,
@@ -179,9 +184,9 @@ def endpoint_out(house: House, workspace: Workspace, endpoint: Endpoint) -> dict
         "properties": {
             "authMode": _mode_out(endpoint),
             "description": endpoint.description or None,
-            "properties": endpoint.properties,
+            "properties": endpoint.properties | open_,
             "provisioningState": wire.ENDPOINT[endpoint.status],
-            "publicNetworkAccess": endpoint.extras.get("publicNetworkAccess") or "Enabled",
+            "publicNetworkAccess": access,
             "scoringUri": f"{base}/score",
             "swaggerUri": f"{base}/swagger.json",
             "traffic": endpoint.traffic,
