@@ -30,7 +30,7 @@ FINERY = Path(sys.executable).with_name("finery")
 
 
 def finery(*words, **given) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([FINERY, *words], capture_output=True, text=True, timeout=180, **given)
+    return subprocess.run([FINERY, *words], capture_output=True, text=True, timeout=300, **given)
 
 
 class Server:

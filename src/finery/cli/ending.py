@@ -15,7 +15,8 @@ from finery.cli.refused import Refused
 from finery.config import Settings
 from finery.core import endpoints, instances, jobs
 
-_PATIENCE = 30.0  # seconds for a server to leave, and for processes to end
+_PATIENCE = 90.0  # seconds for processes to end, and for what is written down of it
+_LEAVING = 30.0  # seconds for a server to leave by itself
 
 
 def down(home: Path, database: str) -> dict[str, Any]:
@@ -42,7 +43,7 @@ def _end_server(home: Path) -> list[str]:
         lock.seek(0)
         pid = int(lock.read() or 0)
         os.kill(pid, signal.SIGTERM)
-        if not _until(lambda: _free(lock)):
+        if not _until(lambda: _free(lock), seconds=_LEAVING):
             os.kill(pid, signal.SIGKILL)
             if not _until(lambda: _free(lock)):
                 raise Refused(f"the server (process {pid}) does not end")
@@ -115,8 +116,8 @@ def _free(lock: Any) -> bool:
     return True
 
 
-def _until(condition: Callable[[], bool]) -> bool:
-    end = time.monotonic() + _PATIENCE
+def _until(condition: Callable[[], bool], *, seconds: float = _PATIENCE) -> bool:
+    end = time.monotonic() + seconds
     while not (held := condition()) and time.monotonic() < end:
         time.sleep(0.05)
     return held
