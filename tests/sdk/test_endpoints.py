@@ -132,6 +132,9 @@ def test_a_deployment_comes_back_as_it_was_asked_for(ml: MLClient, endpoint: str
 def test_a_named_deployment_answers_and_then_the_traffic_s(
     ml: MLClient, endpoint: str, folder: Path
 ):
+    changed = ml.online_endpoints.get(endpoint)
+    changed.traffic = {"blue": 0}  # whatever another test has left
+    ml.begin_create_or_update(changed).wait()
     expected = {"folder": ["model"], "given": {"x": 1}, "by": "blue"}
     assert invoke(ml, endpoint, folder, deployment_name="blue") == expected
     with pytest.raises(HttpResponseError, match="set its traffic"):
