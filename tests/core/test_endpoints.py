@@ -39,6 +39,20 @@ def test_odd_traffic_is_refused(store, endpoint, traffic):
         endpoints.update(store, replace(endpoint, traffic=traffic))
 
 
+def test_callers_who_are_answered_are_not_sent_to_what_has_not_come_up(store, endpoint):
+    blue = deploy(store)
+    first = endpoints.update(store, replace(endpoint, traffic={"blue": 100}))  # nobody is yet
+    endpoints.move(store, blue, "ready", addresses={"one": "http://one"})
+    green = deploy(store, "green")
+    for shares in ({"green": 100}, {"blue": 90, "green": 10}):
+        with pytest.raises(Conflict, match="'green' does not answer yet"):
+            endpoints.update(store, replace(first, traffic=shares))
+    endpoints.update(store, replace(first, traffic={"blue": 100, "green": 0}, mirror={"green": 9}))
+    endpoints.move(store, green, "ready", addresses={})  # as one that its load has sent to none
+    moved = endpoints.update(store, replace(first, traffic={"green": 100}))
+    assert moved.traffic == {"green": 100}
+
+
 def test_a_deployment_with_traffic_cannot_be_deleted(store, endpoint):
     deploy(store)
     endpoints.update(store, replace(endpoint, traffic={"blue": 100}))

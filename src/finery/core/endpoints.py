@@ -6,7 +6,7 @@ brings deployments up; `doors/scoring.py` is the way in.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from typing import Any, Literal
@@ -26,7 +26,7 @@ from sqlalchemy import (
 from sqlalchemy import delete as delete_rows
 from sqlalchemy import update as update_rows
 
-from finery.core import ids, serving, status
+from finery.core import ids, serving, shares, status
 from finery.core.errors import AlreadyExists, Conflict, Invalid, NotFound
 from finery.core.serving import Serving as Serving
 from finery.core.store import EVENTS, Page, Store, When, metadata, page
@@ -172,7 +172,7 @@ def create(store: Store, endpoint: Endpoint) -> Endpoint:
                 f"endpoint {endpoint.name!r} exists; names are one list for the whole server",
                 target=endpoint.name,
             )
-        _check_traffic(store, endpoint)
+        _check_traffic(store, endpoint, before={})
         connection.execute(insert(ENDPOINTS).values(**vars(endpoint)))
     return endpoint
 
@@ -198,7 +198,7 @@ def list(store: Store, workspace: str, *, after: str = "", limit: int = 100) -> 
 
 
 def update(store: Store, endpoint: Endpoint) -> Endpoint:
-    """Write down texts, tags, traffic, mirror and extras.  Raises `Invalid` for odd traffic.
+    """Write down texts, tags, traffic, mirror and extras.  Raises for traffic as in `shares.py`.
 
     What the traffic was is kept, for `rollback.py`.
     """
@@ -208,7 +208,7 @@ def update(store: Store, endpoint: Endpoint) -> Endpoint:
             endpoint = replace(endpoint, before={"traffic": old.traffic, "mirror": old.mirror})
         if old.status != "ready":
             raise Conflict(f"endpoint {endpoint.name!r} is being deleted", target=endpoint.name)
-        _check_traffic(store, endpoint)
+        _check_traffic(store, endpoint, before=old.traffic)
         query = update_rows(ENDPOINTS).where(ENDPOINTS.c.name == endpoint.name)
         connection.execute(query.values(**vars(endpoint)))
     return endpoint
@@ -399,25 +399,13 @@ def _unchanged(store: Store, deployment: Deployment) -> Deployment:
     return found
 
 
-def _check_traffic(store: Store, endpoint: Endpoint) -> None:
-    known = {deployment.name for deployment in deployments(store, endpoint.name)}
-    for field_name, shares in (
-        ("traffic", endpoint.traffic),
-        ("mirror", endpoint.mirror),
-    ):
-        for name, percent in shares.items():
-            if name not in known:
-                raise Invalid(
-                    f"{field_name} names the deployment {name!r}, which endpoint "
-                    f"{endpoint.name!r} does not have",
-                    target=field_name,
-                )
-            if not 0 <= percent <= 100:
-                raise Invalid(f"{field_name} of {name!r} is not 0 to 100", target=field_name)
-    if sum(endpoint.traffic.values()) not in (0, 100):
-        raise Invalid("the traffic shares must add up to 0 or 100", target="traffic")
-    if sum(endpoint.mirror.values()) > 50:
-        raise Invalid("at most 50 % of the traffic can be mirrored", target="mirror")
+def _check_traffic(store: Store, endpoint: Endpoint, *, before: Mapping[str, int]) -> None:
+    known = {
+        one.name: bool(one.addresses) or one.status not in ("creating", "failed")
+        for one in deployments(store, endpoint.name)
+    }
+    shares.check(endpoint.name, known, traffic=endpoint.traffic, mirror=endpoint.mirror)
+    shares.check_move(known, before=before, after=endpoint.traffic)
 
 
 def _write(store: Store, deployment: Deployment) -> Deployment:
