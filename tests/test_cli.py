@@ -34,17 +34,32 @@ def finery(*words, **given) -> subprocess.CompletedProcess[str]:
 
 
 class Server:
+    running: list[subprocess.Popen[str]] = []
+
     def __init__(self, home: Path, *flags: str) -> None:
         self.home = home
         command = [FINERY, "up", "--home", home, "--port", "0", "--tls-port", "0", *flags]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         self.process = subprocess.Popen(command, text=True, **pipes)
+        self.running.append(self.process)
         self.said = self.process.stdout.readline()
 
     def end(self, number=signal.SIGTERM) -> str:
         self.process.send_signal(number)
         _, errors = self.process.communicate(timeout=120)
         return errors
+
+
+@pytest.fixture(autouse=True)
+def nothing_left():
+    """A server that a failed test has left would fail another one too."""
+    before = [*Server.running]
+    yield
+    for process in Server.running[len(before) :]:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+    Server.running[:] = before
 
 
 @pytest.fixture(scope="module")
