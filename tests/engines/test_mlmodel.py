@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import os
 import platform
+import tracemalloc
 import warnings
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +169,21 @@ def test_a_link_that_leads_outside_and_a_pipe_are_refused(tmp_path: Path) -> Non
 @pytest.mark.parametrize("manifest", ["[" * 100_000, "- a", "flavors: 3", "\x00", "a" * (5 << 20)])
 def test_a_manifest_that_says_nothing_leaves_the_usual_names(tmp_path: Path, manifest: str) -> None:
     assert lines(write(tmp_path, MLmodel=manifest, requirements_txt="six"))[0] == "six"
+
+
+@pytest.mark.parametrize(
+    "field", ["env: {conda: *l}", "env: {virtualenv: *l}", "model_code_path: *l"]
+)
+def test_a_name_that_is_a_list_without_end_is_none(tmp_path: Path, field: str) -> None:
+    doubled = "".join(f"{b}: &{b} [*{a}, *{a}, *{a}, *{a}]\n" for a, b in pairwise("abcdefghijkl"))
+    manifest = f"a: &a [a, a, a, a]\n{doubled}flavors: {{python_function: {{{field}}}}}"
+    model = write(tmp_path, MLmodel=manifest, requirements_txt="six")
+    tracemalloc.start()
+    try:
+        assert lines(model)[0] == "six"
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20  # written out it is 80 MB and more
+    finally:
+        tracemalloc.stop()
 
 
 def test_files_of_the_model_are_its_own_and_go_into_its_name(tmp_path: Path) -> None:

@@ -79,10 +79,15 @@ def _mapping(given: Any) -> dict[str, Any]:
     return given if isinstance(given, dict) else {}
 
 
+def _text(given: Any) -> str:
+    """Return a text; empty for what is none: a few lines of YAML can be a list without end."""
+    return given if isinstance(given, str) else ""
+
+
 def _made_here(manifest: dict[str, Any], flavor: dict[str, Any]) -> bool:
     """Whether one of our recipes wrote it: it is served by our own packages, of any version."""
     told = _mapping(manifest.get("metadata"))
-    task = _OURS.get(str(flavor.get("model_code_path")))
+    task = _OURS.get(_text(flavor.get("model_code_path")))
     return task is not None and (told.get("base_model_task"), told.get("is_finetuned_model")) == (
         task,
         "true",
@@ -92,7 +97,7 @@ def _made_here(manifest: dict[str, Any], flavor: dict[str, Any]) -> bool:
 def _files(folder: Path, env: Any) -> Read | None:
     """Return what the model's own files say; `env`: how its manifest calls them."""
     named = {"conda": env} if isinstance(env, str) else _mapping(env)
-    given = {kind: str(named.get(kind) or usual) for kind, usual in _FILES.items()}
+    given = {kind: _text(named.get(kind)) or usual for kind, usual in _FILES.items()}
     if (path := _there(folder, given["conda"])) is not None:
         text = requirements.text(path)
         return Read(conda.read(text, folder=folder), folder, text)
