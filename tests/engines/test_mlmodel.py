@@ -244,6 +244,9 @@ def test_what_is_not_ours_can_be_wanted_to_be_and_is_named(world: World, tmp_pat
     python, sixpence, numpy = found.warnings
     assert "Python ==3.7.*" in python and "sixpence==1.0: it is not here" in sixpence
     assert f"numpy==0.1: numpy {sharing.packages()['numpy'].version} is here" in numpy
+    write(tmp_path / "n", conda_yaml="dependencies: [pip: [--install-option=x]]")
+    found = world.server(own_packages=True).runtime(model("n"), serving=True)
+    assert found and found.own and "--install-option" in found.warnings[0]
     with pytest.raises(NotSupported, match="strict.*sixpence"):
         world.server(own_packages=True, strict=True).runtime(model("m"), serving=True)
 

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from finery.core.assets import Asset
-from finery.core.errors import Invalid
+from finery.core.errors import Failure, Invalid
 from finery.engines import conda, dockerfile, interpreters, mlmodel, requirements, sharing
 
 MOST_TOLD = 50  # warnings of one model
@@ -91,9 +91,16 @@ def of(
 def of_model(model: Path, *, serving: bool, conda_here: bool = False, own: bool = False) -> Wanted:
     """Return what an MLflow model asks for itself; ours, where that is what it would get.
 
-    `own`: it is to be ours whatever it asks for, with a warning for each line that ours is not.
+    `own`: it is to be ours whatever it asks for, with a warning for each line that ours is not,
+    or of why its files cannot be read.
     """
-    read = mlmodel.read(model)
+    try:
+        read = mlmodel.read(model)
+    except Failure as exc:
+        if not own:
+            raise
+        told = f"not honoured: what the model asks for: {exc}"
+        return Wanted(on_ours=True, serving=serving, warnings=(told,))
     if read is None:
         return Wanted(on_ours=True, serving=serving)
     asks, lacking = read.asks, _lacking(read.asks)
