@@ -206,16 +206,25 @@ def test_a_model_that_is_not_there_is_said_to_be_gone(house):
     assert "a model that is not there" in house.page("gone")
 
 
-def test_one_that_nobody_calls_may_have_no_instance(house):
+def test_one_that_nobody_calls_may_have_no_instance(house, platform, workspace):
     house.put("idle")
-    rule = Scaling(least=0, most=2)
-    made = house.deploy("idle", "blue", share=100, script="s.py", code="c", scaling=rule)
+    spec = {"kind": "conda", "conda": "dependencies: []"}
+    tools = Asset(scope=workspace, kind="environment", name="idle", type="user", spec=spec)
+    runs = {
+        "script": "s.py",
+        "code": "c",
+        "scaling": Scaling(least=0, most=2),
+        "environment": assets.create(platform.store, tools).ref,
+    }
+    made = house.deploy("idle", "blue", share=100, **runs)
+    assert "the packages of a conda file; is being made ready" in house.page("idle")
     made = house.up(made)
     endpoints.scale(house.store, made, 0, reason="nobody calls")
     made = endpoints.get_deployment(house.store, "idle", "blue")
     endpoints.place(house.store, made, addresses={})
     page = house.page("idle")
     assert "No instance runs while nobody calls" in page and "It answers." in page
+    assert "the packages of a conda file; ready" in page
 
 
 def test_the_server_knows_what_probes_said_and_what_was_asked(house, platform):

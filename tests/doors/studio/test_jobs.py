@@ -91,6 +91,23 @@ def test_all_that_a_job_was_asked_to_do_is_shown_but_for_what_is_secret(browser,
         assert hidden not in page, hidden
 
 
+def test_a_value_is_shown_as_it_is_whatever_it_looks_like(browser, put_job):
+    texts = ["http://[x", "asset:x", "job:asked/model", "file:x", "${{x}}"]
+    given = {f"text_{number}": Input(value=text) for number, text in enumerate(texts)}
+    put_job("valued", spec=Command(command="true", inputs=given))
+    answer = browser.get("/studio/jobs/valued")
+    assert answer.status_code == 200
+    for text in texts:
+        assert f'<td class="long">{text}</td>' in answer.text
+
+
+def test_a_value_that_looks_like_a_place_keeps_its_secrets(browser, put_job):
+    given = {"text": Input(value="file:password=letmein https://me:pw@h.example/x?sig=abcdef")}
+    put_job("placed", spec=Command(command="true", inputs=given))
+    page = browser.get("/studio/jobs/placed").text
+    assert "https://[hidden]@h.example/x?sig=[hidden]" in page and "letmein" not in page
+
+
 @pytest.fixture(scope="module")
 def environment(platform, workspace):
     conda = "dependencies:\n- pip:\n  - six==1.16.0\n  - --index-url=https://me:pw@index.example\n"

@@ -119,8 +119,8 @@ def _row(house: House, deployment: Deployment) -> Any:
 def _columns(folder: Path) -> dict[str, Any]:
     """Return the columns that a model's description names, each with an example."""
     found = [folder / "MLmodel", *folder.glob("*/MLmodel")]
-    file = next(path for path in found if path.is_file())
-    if file.stat().st_size > _LARGEST:
+    file = next((path for path in found if path.is_file()), None)
+    if file is None or file.stat().st_size > _LARGEST:
         return {}
     # All as text: a few lines of merged mappings could take for ever.
     manifest = yaml.load(file.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)

@@ -61,7 +61,8 @@ def of_deployment(house: House, deployment: Deployment, *, chat: bool) -> Enviro
     else:
         name, what, recipe = _made_from(house, deployment.spec.environment)
     ready = any(id in deployment.addresses for id in _processes(deployment))
-    if ready or what in (_OWN, _CURATED):
+    # One that nobody calls may have no instance, and one whose instances fell has none for a while.
+    if ready or deployment.status in ("ready", "unhealthy") or what in (_OWN, _CURATED):
         state = "ready"
     elif deployment.status == "failed":
         state = "nothing runs in it, for the reason above"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from finery.core import jobs, references
-from finery.core.jobs import Command, Job, Output, Pipeline, Sweep
+from finery.core.jobs import Command, Input, Job, Output, Pipeline, Sweep
 from finery.doors.http import House
 from finery.doors.studio import concealing, environments, places
 from finery.doors.studio.places import Place
@@ -96,10 +96,16 @@ def _inputs(job: Job) -> list[Port]:
             name=name,
             type="value" if one.type == "literal" else one.type.replace("_", " "),
             mode=one.mode.replace("_", " "),
-            place=places.place(one.value, name=name),
+            place=_given(name, one),
         )
         for name, one in job.spec.inputs.items()
     ]
+
+
+def _given(name: str, one: Input) -> Place:
+    if one.type == "literal":  # whatever it looks like
+        return Place(concealing.hidden(one.value, name=name))
+    return places.place(one.value)
 
 
 def _outputs(job: Job) -> list[Port]:
@@ -149,7 +155,7 @@ def _tail(*files: Path) -> str:
         try:
             with file.open("rb") as log:
                 log.seek(max(0, log.seek(0, 2) - most))
-                text = log.read().decode(errors="replace")
+                text = log.read(most).decode(errors="replace")
         except OSError:
             continue
         said.append(f"==> {file.stem} <==\n{text}" if len(files) > 1 else text)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from finery.doors.studio import concealing
 
 _MADE = re.compile(r"(?:file:)?workspaceblobstore/azureml/(?P<job>[^/]+)/(?P<output>[^/]+)")
+_WHO = re.compile(r"(?<=://)[^/]*@")  # of an address: who asks, and the password
 
 
 @dataclass(frozen=True)
@@ -17,8 +18,8 @@ class Place:
     href: str = ""  # of a page here
 
 
-def place(ref: str, *, name: str = "") -> Place:
-    """Return what `ref`, or a plain value called `name`, is for a person."""
+def place(ref: str) -> Place:
+    """Return what a reference is for a person."""
     if ref.startswith("asset:"):
         _, scope, asset, version = ref.removeprefix("asset:").split("/", 3)
         return Place(f"{asset}, version {version}{' (catalog)' if scope == 'azureml' else ''}")
@@ -30,9 +31,8 @@ def place(ref: str, *, name: str = "") -> Place:
     if ref.startswith("package:"):
         return Place(f"part of Finery: {ref.removeprefix('package:')}")
     if ref.startswith(("http://", "https://")):
-        parts = urlsplit(ref)  # what follows `?` may be a signature
-        return Place(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}")
-    return Place(concealing.hidden(ref, name=name))
+        return Place(_WHO.sub("", ref.partition("?")[0]))  # what follows may be a signature
+    return Place(concealing.hidden(ref))
 
 
 def maker(location: str, *, of: str) -> str:
