@@ -17,13 +17,11 @@ _SECRET = frozenset(
     " signature apikey key keys bearer authorization connectionstring".split()
 )
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
-_VALUE = r"(?P<value>\"[^\"]{1,4096}\"|'[^']{1,4096}'|[^\s;&,'\"$]{1,4096})"
-_ASSIGNED = re.compile(
-    rf"(?P<name>\b[A-Za-z][\w.-]{{0,80}})(?P<is>['\"]?\s{{0,3}}[=:]\s{{0,3}}){_VALUE}"
-)
-_FLAG = re.compile(rf"(?P<name>(?<!\S)--?[A-Za-z][\w.-]{{0,80}})(?P<is>\s{{1,3}})(?!-){_VALUE}")
+_ASSIGNED = re.compile(r"\b(?P<name>[A-Za-z][\w.-]{0,80})['\"]?\s{0,3}[=:]\s{0,3}")
+_FLAG = re.compile(r"(?<!\S)--?(?P<name>[A-Za-z][\w.-]{0,80})\s{1,3}(?!-)")
+_VALUE = re.compile(r"(?![{<])(?:\"[^\"]{1,4096}\"|'[^']{1,4096}'|[^\s;&,'\"$]{1,4096})")
 _BEARER = re.compile(r"(?i)\b(bearer\s{1,3})[\w.~+/=-]{8,4096}")
-_IN_ADDRESS = re.compile(r"(?<=://)[^\s/@:]{1,256}:[^\s/@]{1,256}(?=@)")
+_IN_ADDRESS = re.compile(r"(?<=://)(?!git@)[^\s/@'\"]{1,512}(?=@)")
 _SHAPES = re.compile(
     r"\b(?:hf_\w{16,}|sk-[\w-]{16,}|gh[pousr]_\w{16,}|github_pat_\w{16,}|xox[abprs]-[\w-]{10,}"
     r"|AKIA[0-9A-Z]{16}|AIza[\w-]{30,}|eyJ[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?)"
@@ -43,16 +41,25 @@ def hidden(text: str, *, name: str = "") -> str:
     cut = f"{text[:_LONGEST]} …" if len(text) > _LONGEST else text
     cut = _BEARER.sub(rf"\1{HIDDEN}", cut)
     for pattern in (_ASSIGNED, _FLAG):
-        cut = pattern.sub(_unless_harmless, cut)
+        cut = _without_values(cut, pattern)
     cut = _IN_ADDRESS.sub(HIDDEN, cut)
     cut = _SHAPES.sub(HIDDEN, cut)
     return _RANDOM.sub(lambda found: HIDDEN if _mixed(found[0]) else found[0], cut)
 
 
-def _unless_harmless(found: re.Match[str]) -> str:
-    if not named(found["name"]) or found["value"].startswith(("{", "<")):
-        return found[0]
-    return f"{found['name']}{found['is']}{HIDDEN}"
+def _without_values(text: str, before: re.Pattern[str]) -> str:
+    """Return the text without what follows the names of secrets; `before` finds all names.
+
+    A value is looked at only behind such a name: in `--env=TOKEN=…` the first has another.
+    """
+    parts, at = [], 0
+    for found in before.finditer(text):
+        if found.start() < at or not named(found["name"]):
+            continue
+        if value := _VALUE.match(text, found.end()):
+            parts += [text[at : found.end()], HIDDEN]
+            at = value.end()
+    return "".join((*parts, text[at:]))
 
 
 def _mixed(text: str) -> bool:
