@@ -59,6 +59,12 @@ def test_experiments_are_listed_by_the_old_route_as_well(door) -> None:
     assert made["experiment_id"] in [found["experiment_id"] for found in listed]
 
 
+def test_a_job_s_page_leads_nowhere_while_it_has_no_run(door) -> None:
+    answer = door.client().get("/mlflow/jobs/waiting")
+    assert answer.status_code == 404
+    assert "no run of a job named 'waiting'" in answer.json()["message"]
+
+
 def test_what_is_not_offered_is_refused_in_mlflows_words(door) -> None:
     answer = door.client().post("/mlflow/ajax-api/3.0/mlflow/assistant/message", json={})
     assert answer.status_code == 404

@@ -134,6 +134,7 @@ def test_an_environment_is_shown_while_it_is_built_and_afterwards(
 ):
     job = put_job("built", spec=Command(command="true", environment=environment))
     page = browser.get("/studio/jobs/built").text
+    assert "<dt>Metrics</dt><dd>none yet</dd>" in page
     assert "tools, version 1: the packages of a conda file, asked for on the image ubuntu" in page
     assert "is made ready when the job" in page and "six==1.16.0" in page
     assert "me:pw" not in page and 'http-equiv="refresh"' in page
@@ -145,6 +146,7 @@ def test_an_environment_is_shown_while_it_is_built_and_afterwards(
     assert "is being built" in page and "Installing &lt;six&gt;" in page
 
     job = jobs.move(platform.store, job, "running")
+    assert 'href="/mlflow/jobs/built"' in browser.get("/studio/jobs/built").text
     wrote("built", "user_logs/std_log.txt", "epoch 1 & more\n")
     page = browser.get("/studio/jobs/built").text
     assert "epoch 1 &amp; more" in page and "on the image ubuntu; ready" in page

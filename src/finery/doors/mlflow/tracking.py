@@ -104,9 +104,10 @@ class Tracking:
         id = run_id(job, short=not unlimited(inner))
         with inner.runs.ManagedSessionMaker(read_only=True) as session:
             run = session.get(models.SqlRun, id)
-            if run is None:
-                raise NotFound(f"no run of a job named {job!r}", target=job)
-            return f"#/experiments/{run.experiment_id}/runs/{id}?{TRAINING}"
+            experiment = run.experiment_id if run else None
+        if experiment is None:  # MLflow would make an error of its own of what is raised in there
+            raise NotFound(f"no run of a job named {job!r}", target=job)
+        return f"#/experiments/{experiment}/runs/{id}?{TRAINING}"
 
     def _environment(self, job: Job, name: str, experiment: str, short: bool) -> dict[str, str]:
         caller = Caller(name=job.name, role="job", workspace=job.workspace)
