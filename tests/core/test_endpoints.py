@@ -27,6 +27,20 @@ def test_an_endpoint_has_two_keys_and_one_can_be_made_anew(store, endpoint):
     assert again.keys["secondary"] == endpoint.keys["secondary"]
 
 
+def test_a_key_made_anew_takes_back_nothing_that_changes_at_the_same_time(
+    store, endpoint, monkeypatch
+):
+    read, within = endpoints.get, []
+
+    def get(store, name):
+        within.append(store._current.get())
+        return read(store, name)
+
+    monkeypatch.setattr(endpoints, "get", get)
+    endpoints.regenerate(store, "chat", "primary")
+    assert within and None not in within, "it is read in the transaction that writes it"
+
+
 def test_a_name_is_one_list_for_the_whole_server(store, endpoint):
     with pytest.raises(AlreadyExists):
         endpoints.create(store, Endpoint(name="chat", workspace="another"))

@@ -218,8 +218,10 @@ def regenerate(store: Store, name: str, which: str, value: str = "") -> Endpoint
     """Replace one key, `primary` or `secondary`."""
     if which not in ("primary", "secondary"):
         raise Invalid("the key to make anew is 'primary' or 'secondary'", target="keyType")
-    endpoint = get(store, name)
-    return update(store, replace(endpoint, keys={**endpoint.keys, which: value or ids.secret()}))
+    with store.transaction():  # or a change of its traffic at the same time would be taken back
+        endpoint = get(store, name)
+        keys = {**endpoint.keys, which: value or ids.secret()}
+        return update(store, replace(endpoint, keys=keys))
 
 
 def delete(store: Store, name: str) -> Endpoint | None:

@@ -155,6 +155,21 @@ def test_a_key_is_made_anew_even_when_the_old_one_is_sent_along(client: TestClie
     assert new["secondaryKey"] == old["secondaryKey"]
 
 
+def test_a_change_takes_back_nothing_that_changes_at_the_same_time(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+):
+    client.put(ENDPOINT, json=MADE)
+    read, within = endpoints.get, []
+
+    def get(store: Any, name: str) -> endpoints.Endpoint:
+        within.append(store._current.get())
+        return read(store, name)
+
+    monkeypatch.setattr(endpoints, "get", get)
+    assert client.patch(ENDPOINT, json={"tags": {"a": "b"}}).json()["tags"] == {"a": "b"}
+    assert within and None not in within, "it is read in the transaction that writes it"
+
+
 def test_an_endpoint_with_tokens_has_no_keys(client: TestClient, home: House):
     client.put(ENDPOINT, json={**MADE, "properties": {"authMode": "AMLToken"}})
     assert error(client.post(f"{ENDPOINT}/listKeys"), 409)[0] == "authMode"

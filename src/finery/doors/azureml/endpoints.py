@@ -77,8 +77,10 @@ def router(house: House) -> APIRouter:
     @routes.patch(one)
     def change(request: Request, name: str, body: Body, caller: Caller = need) -> Response:
         workspace = wire.room(house, request, caller)
-        changed = _changed(find(house, workspace, name), body)
-        return wire.answer(endpoint_out(house, workspace, endpoints.update(house.store, changed)))
+        with house.store.transaction():  # or a key made anew at the same time would be the old one
+            changed = _changed(find(house, workspace, name), body)
+            made = endpoints.update(house.store, changed)
+        return wire.answer(endpoint_out(house, workspace, made))
 
     @routes.delete(one)
     def delete(request: Request, name: str, caller: Caller = need) -> Response:
