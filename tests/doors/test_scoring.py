@@ -674,6 +674,12 @@ def test_what_an_instance_refuses_for_us_stays_what_it_is(running: Running, stat
     assert not {"x-finery-refused", "ms-azureml-model-error-statuscode"} & {*answer.headers}
 
 
+def test_where_another_process_has_the_address_the_instance_is_lost(running: Running):
+    """It knows another secret: that is no word on the caller's key."""
+    assert "is another" in refused(running.to("blue", b"refuses 401"), 503)
+    assert running.to("blue").status_code == 200
+
+
 @pytest.mark.parametrize("status", [200, 201, 202, 204])
 def test_what_a_model_says_within_2xx_goes_through(running: Running, status: int):
     answer = running.to("blue", b"says %d" % status)

@@ -105,8 +105,12 @@ def status(answer: Answer) -> int:
     What the serving process refuses for us (its limits; all that our own chat
     engine says) is marked as such and stays what it is.
     """
-    well = 200 <= answer.status < 300
-    return answer.status if well or any(name == _MINE for name, _ in answer.headers) else 424
+    return answer.status if 200 <= answer.status < 300 or refused(answer) else 424
+
+
+def refused(answer: Answer) -> bool:
+    """Say whether it is not the model's word but the serving process's, which speaks for us."""
+    return any(name == _MINE for name, _ in answer.headers)
 
 
 async def pass_on(call: Call, deployment: str, answer: Answer, seconds: float) -> None:

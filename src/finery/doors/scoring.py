@@ -251,7 +251,11 @@ class Scoring:
         if address is None:  # it was let go just as the place came free
             raise upstream.unsent(f"instance {process} is no more")
         method = call.scope["method"]
-        return await self._pool.send(address, method, call.target, headers=headers, body=body)
+        answer = await self._pool.send(address, method, call.target, headers=headers, body=body)
+        if answer.status == 401 and answering.refused(answer):
+            answer.close()
+            raise Lost(f"at the address of instance {process} is another")  # it ended just now
+        return answer
 
     def _wait(self, queue: Queue, deployment: Deployment) -> float:
         """Return the seconds that a request may wait for a place."""
