@@ -21,7 +21,7 @@ from test_environments import World, failure, had, said, wheel, world
 
 from finery.core.assets import Asset
 from finery.core.errors import Failure, Invalid, NotSupported, Unavailable
-from finery.engines import environments, mlmodel, sharing, wanted
+from finery.engines import environments, mlmodel, requirements, sharing, wanted
 from finery.recipes import convert, vqa_convert
 
 Until = Callable[..., Any]
@@ -251,6 +251,26 @@ def test_what_is_not_ours_can_be_wanted_to_be_and_is_named(world: World, tmp_pat
         world.server(own_packages=True, strict=True).runtime(model("m"), serving=True)
 
 
+@pytest.mark.parametrize(
+    ("asked", "old"),
+    [
+        (["mlflow==2.9.2"], True),
+        (["six", "mlflow-skinny[x] == 2.15.1"], True),
+        (["mlflow<2"], True),
+        (["mlflow==1.30.0", "setuptools==65.5"], False),
+        (["mlflow==2.16.0"], False),
+        (["mlflow==2.22.0"], False),
+        (["mlflow<3,>=2.4"], False),
+        (["mlflow==10.1"], False),
+        (["mlflow", "mlflow===what", "mlflow==="], False),
+    ],
+)
+def test_an_old_mlflow_has_what_it_imports_and_does_not_ask_for(
+    asked: list[str], old: bool
+) -> None:
+    assert requirements.unsaid(asked) == (["setuptools<81"] if old else [])
+
+
 # Built
 
 
@@ -259,13 +279,16 @@ def test_a_model_gets_the_environment_that_it_asks_for_and_shares_it(
 ) -> None:
     for name in ("mlflow", "sixpence", "httptools", "uvloop", "werkzeug"):
         wheel(world.wheels, name, "1.0")
-    asked = CONDA.format(python=f"{MINOR}.1", lines="sixpence==1.0")
+    wheel(world.wheels, "setuptools", "80.0")
+    wheel(world.wheels, "setuptools", "99.0")
+    asked = CONDA.format(python=f"{MINOR}.1", lines="sixpence==1.0', 'mlflow==1.0")
     for place in ("a", "b"):
         write(tmp_path / place, conda_yaml=asked)
     server = world.server()
     found = had(server, until, model("a"), tmp_path / "log", serving=True)
     assert not found.own and not found.warnings
     assert said(found, "import sixpence; print(sixpence.version)") == "1.0"
+    assert said(found, "import setuptools; print(setuptools.version)") == "80.0"
     assert said(found, "import finery.serving; print(1)") == "1"  # the host is let in
     assert server.runtime(model("b", name="other"), serving=True) == found
 
@@ -287,7 +310,7 @@ def test_what_cannot_be_had_is_told_with_what_to_do(
 def test_a_python_that_cannot_be_had_is_warned_of_and_an_error_where_it_is_strict(
     world: World, until: Until, tmp_path: Path
 ) -> None:
-    for name in ("mlflow", "httptools", "uvloop", "werkzeug"):
+    for name in ("mlflow", "setuptools", "httptools", "uvloop", "werkzeug"):
         wheel(world.wheels, name, "1.0")
     write(tmp_path / "m", python_env_yaml="python: 3.7.2\ndependencies: [mlflow==1.0]")
     found = had(world.server(), until, model("m"), tmp_path / "log", serving=True)

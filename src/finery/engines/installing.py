@@ -26,7 +26,6 @@ _COMPILED = {"flash-attn", "apex", "transformer-engine", "causal-conv1d", "mamba
 # What a requirements file cannot hold, and a command line can.
 _FLAGS = {"--pre": "--prerelease=allow", "--no-deps": "--no-deps"}
 _FLAGS |= {"--no-build-isolation": "--no-build-isolation"}
-_OFTEN = 400  # lines of uv's that are kept to find the cause in
 
 Run = Callable[..., None]
 
@@ -58,7 +57,8 @@ def make(wanted: Wanted, folder: Path, *, run: Run, say: Callable[[str], None]) 
     chosen = interpreters.choose(wanted.python, serving=wanted.serving, say=say)
     say(f"Python {chosen.version} in an environment of its own")
     run(interpreters.uv(), "venv", "--quiet", "--python", str(chosen.path), str(folder))
-    making = Making(wanted, folder, run, say, [[*step] for step in wanted.steps])
+    steps = [[*step, *requirements.unsaid(step)] for step in wanted.steps]
+    making = Making(wanted, folder, run, say, steps)
     making.warnings += [*wanted.warnings, *chosen.warnings]
     _leave_out(making)
     if wanted.serving:

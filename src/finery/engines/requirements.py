@@ -9,9 +9,13 @@ from __future__ import annotations
 import re
 import shlex
 import stat
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, unquote
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.version import Version
 
 from finery.core.errors import Invalid, NotSupported
 
@@ -38,6 +42,9 @@ _NAMED = re.compile(r"[A-Za-z0-9][\w.-]*\s*(?:\[[^\]]*\]\s*)?@\s*")  # name @ wh
 _ENDS = re.compile(r"[\[;#]|\s--")  # extras, a marker, a fragment, an option: the path is before it
 _PACKED = re.compile(r"\.(whl|egg|zip|tar|tgz|tbz|txz|tar\.\w+)$", re.IGNORECASE)
 _WEB = re.compile(r"https?://", re.IGNORECASE)
+# Before this one MLflow imports `pkg_resources` without asking for it: it came with every Python,
+# and neither an environment of uv's nor setuptools from 82 on has it.
+_MLFLOW_WITHOUT = Version("2.16")
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,24 @@ def read(lines: list[str], *, folder: Path | None = None, where: str) -> Lines:
         else:
             taken.append(line)
     return Lines(tuple(taken), tuple(notes), reading.characters)
+
+
+def unsaid(lines: Iterable[str]) -> list[str]:
+    """Return the lines for what these need, and what they name does not ask for."""
+    listed = [*lines]
+    wanted = any(_old_mlflow(line) for line in listed) and "setuptools" not in map(name, listed)
+    return ["setuptools<81"] if wanted else []
+
+
+def _old_mlflow(line: str) -> bool:
+    if name(line) not in ("mlflow", "mlflow-skinny"):
+        return False
+    try:
+        asked = Requirement(line.partition(" --")[0]).specifier
+        most = [one.version.removesuffix(".*") for one in asked if one.operator[0] in "=<~"]
+        return any(Version(one) < _MLFLOW_WITHOUT for one in most)
+    except (InvalidRequirement, ValueError, RecursionError):  # the installer will say
+        return False
 
 
 def hidden(text: str) -> str:
