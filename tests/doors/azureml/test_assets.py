@@ -18,6 +18,12 @@ MERGES = "a: &a {x: y}\n" + "".join(
     f"{after}: &{after} {{<<: [{', '.join([f'*{before}'] * 10)}]}}\n"
     for before, after in zip("abcdefghijklmnopq", "bcdefghijklmnopqr", strict=True)
 )
+# A few lines that name a list of a hundred thousand million letters, and one that has itself.
+REPEATS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{after}: &{after} [{', '.join([f'*{before}'] * 10)}]\n"
+    for before, after in zip("abcdefghi", "bcdefghij", strict=True)
+)
+ITSELF = "j: &j [" + "x, " * 100_000 + "*j]\n"
 CONDA = "name: e\ndependencies: [python=3.10]\n"
 
 
@@ -173,6 +179,24 @@ def test_an_mlflow_model_says_what_it_can_be_loaded_as(client, put_file):
     body = {"modelUri": uri.replace("paths/m", "paths/n"), "modelType": "mlflow_model"}
     refused = client.put(f"{WS}/models/n/versions/1", json={"properties": body})
     assert refused.status_code == 400 and "MLmodel" in message(refused)
+
+
+@pytest.mark.parametrize(
+    ("manifest", "said"),
+    [
+        (REPEATS + "flavors: {python_function: {n: *j}}\n", "repeats itself"),
+        (REPEATS + "metadata: {stand_in_for: *j}\n", "repeats itself"),
+        (ITSELF, "repeats itself"),
+        ("flavors: {python_function: {n: 0x" + "f" * 100_000 + "}}\n", "no MLmodel"),
+        ("flavors: [", "no MLmodel"),
+    ],
+)
+def test_a_model_s_manifest_that_makes_no_sense_is_refused(client, put_file, manifest, said):
+    put_file("m/MLmodel", manifest.encode())
+    uri = "azureml://datastores/workspaceblobstore/paths/m"
+    body = {"modelUri": uri, "modelType": "mlflow_model"}
+    answer = client.put(f"{WS}/models/m/versions/1", json={"properties": body})
+    assert answer.status_code == 400 and said in message(answer)
 
 
 def test_a_model_that_stands_in_for_another_is_tagged_so(client, put_file):

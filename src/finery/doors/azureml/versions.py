@@ -166,9 +166,31 @@ def _manifest(place: Place, location: str) -> dict[str, Any]:
     if file.stat().st_size > _LARGEST_MANIFEST:
         raise Invalid(f"the MLmodel file of {place.name!r} is larger than 4 MiB", target="modelUri")
     try:
-        return dict(yaml.load(file.read_text(), Loader=_Plain) or {})
+        manifest = dict(yaml.load(file.read_text(), Loader=_Plain) or {})
     except (yaml.YAMLError, TypeError, ValueError, RecursionError) as exc:
         raise Invalid(f"the MLmodel file of {place.name!r} is no MLmodel: {exc}") from exc
+    if _written_out(manifest, most=_LARGEST_MANIFEST) > _LARGEST_MANIFEST:
+        raise Invalid(
+            f"the MLmodel file of {place.name!r} repeats itself to more than 4 MiB",
+            target="modelUri",
+        )
+    return manifest
+
+
+def _written_out(value: Any, *, most: int) -> int:
+    """Return about how many characters it is as a text; counting ends soon after `most`.
+
+    A few lines of YAML can name the same list again and again, or have it in itself.
+    """
+    left, size = [value], 0
+    while left and size + len(left) <= most:
+        one = left.pop()
+        size += 1 + (len(one) if isinstance(one, (str, bytes)) else 0)
+        if isinstance(one, dict):
+            left += [*one, *one.values()]
+        elif isinstance(one, (list, tuple, set)):
+            left += one
+    return size + len(left)
 
 
 def _flavors(place: Place, manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -178,7 +200,7 @@ def _flavors(place: Place, manifest: Mapping[str, Any]) -> dict[str, Any]:
             name: {"data": {key: str(value) for key, value in (flavor or {}).items()}}
             for name, flavor in (manifest.get("flavors") or {}).items()
         }
-    except AttributeError as exc:
+    except (AttributeError, ValueError) as exc:
         raise Invalid(f"the MLmodel file of {place.name!r} is no MLmodel: {exc}") from exc
 
 
