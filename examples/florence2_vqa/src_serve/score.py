@@ -164,9 +164,9 @@ def picture_in(text: str) -> tuple[Image.Image, tuple[int, int]]:
         if picture.getexif().get(ExifTags.Base.Orientation, 1) > 4:  # a camera held upright
             size = size[::-1]
         picture.draft("RGB", small)  # a large JPEG is decoded smaller
-        upright = ImageOps.exif_transpose(picture)  # as `datasets` shows it to the training
+        ImageOps.exif_transpose(picture, in_place=True)  # as the training sees it; no copy
         # Here and not in the processor, which would have all pictures of a list at their own size.
-        return upright.convert("RGB").resize(small, Image.Resampling.BICUBIC), size
+        return picture.convert("RGB").resize(small, Image.Resampling.BICUBIC), size
     except Exception as error:
         raise BadRequest(f"image_input cannot be decoded: {error}") from None
 
