@@ -70,12 +70,16 @@ class Instance:
             return
         if scope["path"] == "/stream":
             return await self._stream(send)
-        said = body.split()  # `says 404`: that is its status; `refuses 429`: as a limit of ours
-        status = int(said[1]) if said[:1] in ([b"says"], [b"refuses"]) else 200
+        # `says 404`: that is its model's status; `refuses 429`: as a limit of ours; `refused 429`:
+        # as one of an earlier release.
+        said = body.split()
+        status = int(said[1]) if said[:1] in ([b"says"], [b"refuses"], [b"refused"]) else 200
         answer = json.dumps({"size": len(body), "path": scope["path"]}).encode()
         start = [(b"content-type", b"application/json"), (b"azureml-model-deployment", b"wrong")]
         if body.startswith(b"refuses"):
             start.append((b"x-finery-refused", b"True"))
+        if body.startswith(b"says"):
+            start.append((b"x-ms-run-fn-exec-ms", b"0.1"))
         if body == b"raise":
             status = 500
             start += [(b"x-ms-run-function-failed", b"True")]
@@ -672,6 +676,14 @@ def test_what_an_instance_refuses_for_us_stays_what_it_is(running: Running, stat
     answer = running.to("blue", b"refuses %d" % status)
     assert answer.status_code == status
     assert not {"x-finery-refused", "ms-azureml-model-error-statuscode"} & {*answer.headers}
+
+
+@pytest.mark.parametrize("status", [400, 408, 413, 429])
+def test_so_does_what_an_instance_refuses_that_an_earlier_server_began(
+    running: Running, status: int
+):
+    """It runs on under the next server, and marks nothing."""
+    assert running.to("blue", b"refused %d" % status).status_code == status
 
 
 def test_where_another_process_has_the_address_the_instance_is_lost(running: Running):

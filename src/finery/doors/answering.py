@@ -27,6 +27,8 @@ METHODS = ("GET", "POST")
 GONE, BROKEN = 499, 502  # for the counts: the caller left; the answer broke off
 _MINE = b"x-finery-refused"  # an instance marks with it what is not its model's word
 _STATUS, _REASON = b"ms-azureml-model-error-statuscode", b"ms-azureml-model-error-reason"
+# Of these it puts one on whatever its model says outside 2xx.
+_MODELS = frozenset((b"x-ms-run-function-failed", b"x-ms-run-fn-exec-ms", _REASON))
 _ANSWERED = frozenset(
     (b"x-ms-request-id", b"azureml-model-deployment", b"date", b"server", _MINE, _STATUS)
 )
@@ -109,8 +111,12 @@ def status(answer: Answer) -> int:
 
 
 def refused(answer: Answer) -> bool:
-    """Say whether it is not the model's word but the serving process's, which speaks for us."""
-    return any(name == _MINE for name, _ in answer.headers)
+    """Say whether it is not the model's word but the serving process's, which speaks for us.
+
+    One that an earlier server has begun, and that runs on, does not mark it.
+    """
+    names = {name for name, _ in answer.headers}
+    return _MINE in names or not names & _MODELS
 
 
 async def pass_on(call: Call, deployment: str, answer: Answer, seconds: float) -> None:
