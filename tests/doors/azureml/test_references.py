@@ -100,7 +100,7 @@ def test_one_version_of_a_curated_environment_stands_for_those_before_it(home, w
     curated = "azureml://registries/azureml/environments/n/versions"
     ref = references.ref_in(home, workspace, f"{curated}/3", kind="environment")
     assert ref == "asset:environment/azureml/n/7"
-    for other in (f"{curated}/8", "azureml:n:3"):
+    for other in (f"{curated}/8", f"{curated}/{'9' * 5000}", "azureml:n:3"):
         with pytest.raises(NotFound):
             references.ref_in(home, workspace, other, kind="environment")
 
