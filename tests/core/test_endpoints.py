@@ -53,6 +53,28 @@ def test_odd_traffic_is_refused(store, endpoint, traffic):
         endpoints.update(store, replace(endpoint, traffic=traffic))
 
 
+def test_a_deployment_that_goes_takes_its_shares_along(store, endpoint):
+    blue, green = deploy(store), deploy(store, "green")
+    shares = {"traffic": {"blue": 0, "green": 100}, "mirror": {"blue": 10}}
+    endpoints.update(store, replace(endpoint, **shares))
+    going = endpoints.delete_deployment(store, "chat", "blue")
+    left = endpoints.get(store, "chat")
+    assert (left.traffic, left.mirror) == ({"green": 100}, {})
+    with pytest.raises(Invalid, match="'blue'.* does not have"):
+        endpoints.update(store, replace(left, traffic={"blue": 50, "green": 50}))
+    endpoints.move(store, going, "gone")
+    endpoints.update(store, replace(left, traffic={}))
+    assert [one.id for one in endpoints.deployments(store, "chat")] == [green.id] != [blue.id]
+
+
+def test_shares_of_what_is_gone_keep_nobody_from_changing_the_rest(store, endpoint):
+    with store.transaction() as connection:  # as an earlier release left them
+        connection.execute(endpoints.ENDPOINTS.update().values(traffic={"blue": 0}))
+    old = endpoints.get(store, "chat")
+    assert endpoints.update(store, replace(old, tags={"a": "b"})).traffic == {"blue": 0}
+    assert endpoints.regenerate(store, "chat", "primary").keys != old.keys
+
+
 def test_callers_who_are_answered_are_not_sent_to_what_has_not_come_up(store, endpoint):
     blue = deploy(store)
     first = endpoints.update(store, replace(endpoint, traffic={"blue": 100}))  # nobody is yet

@@ -204,11 +204,11 @@ def update(store: Store, endpoint: Endpoint) -> Endpoint:
     """
     with store.transaction() as connection:
         old = get(store, endpoint.name)
-        if (old.traffic, old.mirror) != (endpoint.traffic, endpoint.mirror):
-            endpoint = replace(endpoint, before={"traffic": old.traffic, "mirror": old.mirror})
         if old.status != "ready":
             raise Conflict(f"endpoint {endpoint.name!r} is being deleted", target=endpoint.name)
-        _check_traffic(store, endpoint, before=old.traffic)
+        if (old.traffic, old.mirror) != (endpoint.traffic, endpoint.mirror):
+            endpoint = replace(endpoint, before={"traffic": old.traffic, "mirror": old.mirror})
+            _check_traffic(store, endpoint, before=old.traffic)
         query = update_rows(ENDPOINTS).where(ENDPOINTS.c.name == endpoint.name)
         connection.execute(query.values(**vars(endpoint)))
     return endpoint
@@ -314,16 +314,23 @@ def delete_deployment(store: Store, endpoint: str, name: str) -> Deployment | No
 
     Raises `Conflict` while it gets traffic.
     """
-    with store.transaction():
+    with store.transaction() as connection:
         deployment = find_deployment(store, endpoint, name)
         if deployment is None or deployment.status == "deleting":
             return deployment
-        if get(store, endpoint).traffic.get(name):
+        found = get(store, endpoint)
+        if found.traffic.get(name):
             raise Conflict(
-                f"deployment {name!r} gets {get(store, endpoint).traffic[name]} % of the traffic "
+                f"deployment {name!r} gets {found.traffic[name]} % of the traffic "
                 f"of endpoint {endpoint!r}: set its traffic to 0 first",
                 target=name,
             )
+        traffic, mirror = (
+            {one: percent for one, percent in shares.items() if one != name}
+            for shares in (found.traffic, found.mirror)
+        )
+        query = update_rows(ENDPOINTS).where(ENDPOINTS.c.name == endpoint)
+        connection.execute(query.values(traffic=traffic, mirror=mirror))
         return move(store, deployment, "deleting", addresses={})  # it gets no more requests
 
 
@@ -405,6 +412,7 @@ def _check_traffic(store: Store, endpoint: Endpoint, *, before: Mapping[str, int
     known = {
         one.name: bool(one.addresses) or one.status not in ("creating", "failed")
         for one in deployments(store, endpoint.name)
+        if one.status != "deleting"
     }
     shares.check(endpoint.name, known, traffic=endpoint.traffic, mirror=endpoint.mirror)
     shares.check_move(known, before=before, after=endpoint.traffic)
