@@ -265,7 +265,7 @@ def _version(house: House, scope: str, kind: str, name: str, version: str) -> st
     Scripts name one of the many versions that Azure's curated environments have: the one that is
     here stands for them all.
     """
-    # More digits than these are no version of theirs, and may be more than Python reads as a number.
+    # More digits than these are no version of theirs, and Python may not read them as a number.
     if (kind, scope) == ("environment", _CURATOR) and re.fullmatch(r"[0-9]{1,9}", version):
         newest = assets.find(house.store, scope, kind, name)
         if newest and newest.version.isdecimal() and int(version) < int(newest.version):
