@@ -374,8 +374,10 @@ def test_what_is_ready_is_found_by_a_look_and_taken_away_is_built_again(
     world: World, until: Until, tmp_path: Path
 ) -> None:
     world.conda()
-    asset, server = conda("mine", SYSTEM.format(name="numpy")), world.server()
+    asked = SYSTEM.format(name="numpy") + "\nvariables: {MODE: quiet}"
+    asset, server = conda("mine", asked), world.server()
     found = had(server, until, asset, tmp_path / "log")
+    assert found.variables == {"MODE": "quiet"}
     subprocess.run(["rm", "-r", str(Path(found.python).parents[1])], check=True)
     assert had(server, until, asset, tmp_path / "log2") == found
     assert len(world.begun()) == 2

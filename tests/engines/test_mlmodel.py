@@ -224,6 +224,24 @@ def test_it_is_our_own_interpreter_where_that_is_what_it_asks_for(
     assert told.ours and bool(told.warnings) is not ours
 
 
+@pytest.mark.parametrize(
+    ("asked", "by_conda"),
+    [
+        ("dependencies: [gcc, pip: [mlflow, six==1.0]]", True),
+        ("dependencies: [gcc, pip: [six==1.0]]", False),  # MLflow is not in what conda would read
+        ("dependencies: [gcc, pip: [mlflow, ./x-1-py3-none-any.whl]]", False),
+    ],
+)
+def test_a_conda_program_makes_only_what_is_whole_without_us(
+    tmp_path: Path, asked: str, by_conda: bool
+) -> None:
+    write(tmp_path, conda_yaml=asked)
+    (tmp_path / "x-1-py3-none-any.whl").touch()
+    found = wanted.of_model(tmp_path, serving=True, conda_here=True)
+    assert (found.by_conda, bool(found.conda)) == (by_conda, by_conda)
+    assert bool(found.warnings) is not by_conda and not found.ours
+
+
 def model(location: str, **fields: Any) -> Asset:
     given = {"scope": "w", "kind": "model", "name": "mine", "version": "1"}
     return Asset(**{**given, "location": location, **fields})

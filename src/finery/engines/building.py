@@ -101,7 +101,11 @@ def by_conda(wanted: Wanted, folder: Path) -> dict[str, Any]:
         words = ("pip", "install", "--python", str(folder / "bin" / "python"), *images.HOST)
         run(interpreters.uv(), *words)
     _let_host_in(wanted, folder)
-    return {"warnings": [*wanted.warnings], "variables": {}, "python": "bin/python"}
+    return {
+        "warnings": [*wanted.warnings],
+        "variables": wanted.variables,
+        "python": "bin/python",
+    }
 
 
 def run(*words: str, cwd: Path | None = None) -> None:

@@ -60,7 +60,7 @@ def sweep(home: Path, *, before: float = math.inf) -> None:
         building_now = (home / "processes" / f"environment-{key}").exists()
         if building_now or not key or not left.is_file() or (folder / key).exists():
             continue
-        if _when(left) < before:
+        if when(left) < before:
             left.unlink(missing_ok=True)
 
 
@@ -101,12 +101,20 @@ def discard(home: Path) -> None:
         shutil.rmtree(place, ignore_errors=True)
 
 
+def when(path: Path) -> float:
+    """Return when a file was last written; what is gone has just been."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return math.inf
+
+
 def _old(home: Path, key: str, before: float, half: float) -> bool:
     place = home / "environments" / key
     if (home / "processes" / f"environment-{key}").exists():
         return False  # it is being built
     ready = place / building.READY
-    return _when(ready) < before if ready.exists() else _when(place) < half
+    return when(ready) < before if ready.exists() else when(place) < half
 
 
 def _remove_image(ready: dict[str, Any]) -> None:
@@ -116,14 +124,6 @@ def _remove_image(ready: dict[str, Any]) -> None:
             subprocess.run(words, capture_output=True, timeout=60)
         except (OSError, subprocess.SubprocessError) as exc:
             logger.warning("the image %s stays: %s", ready["image"], exc)
-
-
-def _when(path: Path) -> float:
-    """Return when a file was last written; what is gone has just been."""
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return math.inf
 
 
 def _look(place: Path, used: set[str]) -> Built:
@@ -161,7 +161,10 @@ def _in_use(home: Path) -> set[str]:
     for asked in (home / "processes").glob("*/process.json"):
         if any((asked.parent / end).exists() for end in ("exit.json", "lost.json")):
             continue
-        text = asked.read_text(errors="replace")
+        try:
+            text = asked.read_text(errors="replace")
+        except OSError:  # forgotten just now
+            continue
         found |= {key for key in known if key in text and not _only_built(home, key, asked.parent)}
     return found
 

@@ -77,7 +77,7 @@ class Minding:
         home, now = self.home, time.time()
         try:
             for end in (end for name in _ENDS for end in home.glob(f"processes/{_PREFIX}*/{name}")):
-                if end.stat().st_mtime < now - FAILED_KEPT:
+                if built.when(end) < now - FAILED_KEPT:
                     self.engine.forget(end.parent.name)
             old = {"before": now - UNUSED_KEPT if unused else 0.0, "half": now - FAILED_KEPT}
             for key in built.expired(home, **old):
