@@ -181,6 +181,14 @@ def test_traffic_goes_back_to_what_it_was_before_the_last_change(store, endpoint
     assert rollback.traffic(store, "chat").traffic == {"green": 100}
 
 
+def test_the_first_traffic_of_an_endpoint_is_not_undone_into_none(store, endpoint):
+    deploy(store, "blue")
+    endpoints.update(store, replace(endpoints.get(store, "chat"), traffic={"blue": 100}))
+    with pytest.raises(Conflict, match="nothing to go back to"):
+        rollback.traffic(store, "chat")
+    assert endpoints.get(store, "chat").traffic == {"blue": 100}
+
+
 def test_traffic_does_not_go_back_to_a_deployment_that_is_gone(store, endpoint):
     for name in ("blue", "green"):
         deploy(store, name)

@@ -16,12 +16,17 @@ from finery.core.store import Store
 
 
 def traffic(store: Store, name: str) -> Endpoint:
-    """Give the traffic (and its mirror) back the shares that it had before the last change."""
+    """Give the traffic (and its mirror) back the shares that it had before the last change.
+
+    Raises `Conflict` where nobody had a share before: to undo the first shares
+    is to answer no caller, which is asked for by a share of 0 and not by this.
+    """
     with store.transaction():
         endpoint = endpoints.get(store, name)
-        if not endpoint.before:
+        if not endpoint.before.get("traffic"):
             raise Conflict(
-                f"the traffic of endpoint {name!r} was never changed: nothing to go back to",
+                f"the traffic of endpoint {name!r} has gone to no one else before: "
+                "nothing to go back to",
                 target=name,
             )
         return endpoints.update(store, replace(endpoint, **endpoint.before))

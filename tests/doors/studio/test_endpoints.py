@@ -97,8 +97,8 @@ def test_an_endpoint_is_linked_from_the_overview_and_shows_how_its_deployments_a
         "100 % to blue",
         "a scoring script, score.py",
         "<code>GREETING</code>, <code>HF_TOKEN</code>",
-        "no answer to the last 2 of 30 allowed",
-        "<td>not well</td>",
+        "yes; it missed the last 2 of 30 allowed",
+        "<td>no</td>",
         "31 since the server started, 4 of them failed; now 1 under way and 2 waiting",
         "17.6 ms on average; half within 2.5 ms; 95 of 100 within 2.5 s",
         "scored &lt;1&gt;",
@@ -192,7 +192,7 @@ def test_an_mlflow_model_is_called_with_the_columns_that_it_names(house, platfor
     page = house.page("who")
     assert "an MLflow model, without code" in page
     assert "the packages that the model asks for; ready" in page
-    said = "[&#34;it&#39;\\&#39;&#39;s &lt;a name&gt;&#34;, &#34;age&#34;, &#34;paid&#34;]"
+    said = "[&#34;it&#39;&#34;&#39;&#34;&#39;s &lt;a name&gt;&#34;, &#34;age&#34;, &#34;paid&#34;]"
     assert said in page, "quoted for the shell, and escaped for the page"
     assert "[[&#34;text&#34;, 1, true]]" in page and "1, True]]" in page
     for odd in ("[", "signature: 3", "signature: {inputs: '[3]'}", "x: &a [*a]", "\0"):
@@ -233,7 +233,7 @@ def test_the_server_knows_what_probes_said_and_what_was_asked(house, platform):
     made = house.up(house.deploy("wired", "blue", share=100, script="s.py", code="c"))
     platform.supervisor.upkeep.watches[made.process(0), "live"] = Watch(0, True, opposed=1)
     page = house.page("wired")
-    assert "no answer to the last 1 of 30 allowed" in page
+    assert "yes; it missed the last 1 of 30 allowed" in page
     assert "none since the server started" in page
     platform.figures._way_in._line(made.id).meter.answered(503, 0.1)
     assert "1 since the server started, 1 of them failed" in house.page("wired")

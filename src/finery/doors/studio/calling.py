@@ -7,6 +7,7 @@ model (its signature says which columns), or whatever a script reads.
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -64,12 +65,12 @@ def ways(house: House, endpoint: Endpoint, deployment: Deployment, *, key: str) 
 
 
 def _curl(address: str, key: str, body: Any) -> str:
-    text = json.dumps(body, ensure_ascii=False).replace("'", "'\\''")
+    text = json.dumps(body, ensure_ascii=False)
     return (
         f"curl {address} \\\n"
-        f'  -H "Authorization: Bearer {key}" \\\n'
-        '  -H "Content-Type: application/json" \\\n'
-        f"  -d '{text}'"
+        f"  -H {shlex.quote(f'Authorization: Bearer {key}')} \\\n"
+        "  -H 'Content-Type: application/json' \\\n"
+        f"  -d {shlex.quote(text)}"
     )
 
 
@@ -78,7 +79,7 @@ def _score(address: str, key: str, body: Any) -> str:
         "import requests\n\n"
         "answer = requests.post(\n"
         f'    "{address}",\n'
-        f'    headers={{"Authorization": "Bearer {key}"}},\n'
+        f'    headers={{"Authorization": {_literal("Bearer " + key)}}},\n'
         f"    json={_literal(body)},\n"
         ")\n"
         "answer.raise_for_status()\n"
@@ -89,7 +90,7 @@ def _score(address: str, key: str, body: Any) -> str:
 def _chat(address: str, key: str, name: str) -> str:
     return (
         "from openai import OpenAI\n\n"
-        f'client = OpenAI(base_url="{address}", api_key="{key}")\n'
+        f'client = OpenAI(base_url="{address}", api_key={_literal(key)})\n'
         "answer = client.chat.completions.create(\n"
         f'    model="{name}", messages=[{{"role": "user", "content": "Hello!"}}]\n'
         ")\n"

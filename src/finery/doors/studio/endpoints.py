@@ -133,14 +133,14 @@ def _instance(house: House, one: Deployment, number: int) -> Instance:
 
 
 def _last(watch: Watch | None, probe: Probe) -> str:
-    """Say what a probe has said last."""
+    """Say what a probe has said last; a dash while it was not asked."""
     if watch is None:
-        return "not asked yet"
+        return "–"
     if not watch.opposed:
-        return "well" if watch.well else "not well"
+        return "yes" if watch.well else "no"
     if watch.well:
-        return f"no answer to the last {watch.opposed} of {probe.failure_threshold} allowed"
-    return f"not well, {watch.opposed} of {probe.success_threshold} answers that it needs"
+        return f"yes; it missed the last {watch.opposed} of {probe.failure_threshold} allowed"
+    return f"no; {watch.opposed} of {probe.success_threshold} answers that it needs"
 
 
 def _moves(one: Deployment) -> bool:
