@@ -265,6 +265,9 @@ def test_what_is_not_ours_can_be_wanted_to_be_and_is_named(world: World, tmp_pat
     write(tmp_path / "n", conda_yaml="dependencies: [pip: [--install-option=x]]")
     found = world.server(own_packages=True).runtime(model("n"), serving=True)
     assert found and found.own and "--install-option" in found.warnings[0]
+    write(tmp_path / "o", conda_yaml="dependencies: [python=oops]")
+    found = world.server(own_packages=True).runtime(model("o"), serving=True)
+    assert found and found.own and "'==oops" in found.warnings[0]
     with pytest.raises(NotSupported, match="strict.*sixpence"):
         world.server(own_packages=True, strict=True).runtime(model("m"), serving=True)
 

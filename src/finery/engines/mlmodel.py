@@ -27,7 +27,7 @@ _FILES = {"conda": "conda.yaml", "virtualenv": "python_env.yaml"}
 class Read:
     asks: conda.Read
     folder: Path  # that files named in its lines are in
-    conda: str = ""  # the conda file itself, where there is one
+    conda: str = ""  # the conda file itself, where a conda program needs nothing else
 
 
 def read(model: Path) -> Read | None:
@@ -46,11 +46,13 @@ def read(model: Path) -> Read | None:
     if found is None:
         return None
     asks = replace(found.asks, python=_minor(found.asks.python), lines=_lines(found.asks))
-    for path in map(requirements.local, asks.lines):
-        if path is not None and path.is_dir():  # building it would write into the model
+    files = [path for path in map(requirements.local, asks.lines) if path is not None]
+    for path in files:
+        if path.is_dir():  # building it would write into the model
             said = path.relative_to(folder.resolve())
             raise NotSupported(f"the model's folder {said}: have it as a wheel", target=str(said))
-    return replace(found, asks=asks)
+    whole = not files and {*asks.lines} <= {*found.asks.lines}
+    return replace(found, asks=asks, conda=found.conda if whole else "")
 
 
 def top(model: Path) -> Path | None:

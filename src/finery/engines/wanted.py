@@ -96,6 +96,7 @@ def of_model(model: Path, *, serving: bool, conda_here: bool = False, own: bool 
     """
     try:
         read = mlmodel.read(model)
+        lacking = _lacking(read.asks) if read else []
     except Failure as exc:
         if not own:
             raise
@@ -103,19 +104,17 @@ def of_model(model: Path, *, serving: bool, conda_here: bool = False, own: bool 
         return Wanted(on_ours=True, serving=serving, warnings=(told,))
     if read is None:
         return Wanted(on_ours=True, serving=serving)
-    asks, lacking = read.asks, _lacking(read.asks)
+    asks = read.asks
     wanted = Wanted(variables=asks.variables, notes=asks.notes, serving=serving)
     named = [line for line in asks.lines if requirements.local(line) is not None]
-    # A conda program is given the file as it is: with nothing added, and none of the model's files.
-    whole = not named and "mlflow" in map(requirements.name, asks.lines)
-    by_conda = conda_here and asks.by_conda and whole
+    by_conda = conda_here and asks.by_conda and bool(read.conda)
     if own or not (lacking or by_conda):
         return replace(wanted, on_ours=True, warnings=(*asks.warnings, *lacking))
     return replace(
         wanted,
         python=asks.python,
         steps=(asks.lines,) if asks.lines else (),
-        conda=read.conda if whole else "",
+        conda=read.conda,
         by_conda=by_conda,
         folder=str(read.folder) if named else "",
         warnings=() if by_conda else asks.warnings,
