@@ -83,6 +83,14 @@ def test_a_template_beside_the_model_or_in_a_file_of_its_own_counts(tmp_path: Pa
     assert spec.detect(tmp_path) == "chat"
 
 
+def test_a_stranger_s_settings_of_a_gigabyte_are_not_read(tmp_path: Path) -> None:
+    folder = hugging_face(tmp_path / "model", template=True)
+    with (folder / "tokenizer_config.json").open("ab") as settings:
+        settings.truncate(1 << 30)
+    with pytest.raises(BadSpec, match="larger than 64 MiB"):
+        spec.detect(tmp_path)
+
+
 def test_an_mlflow_model_without_a_chat_template_is_a_pyfunc(tmp_path: Path) -> None:
     hugging_face(tmp_path / "model", template=False)
     (tmp_path / "MLmodel").write_text("{}")

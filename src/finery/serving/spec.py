@@ -16,6 +16,7 @@ from typing import Any, Literal
 from finery import checkpoint
 
 Kind = Literal["chat", "pyfunc", "script"]
+_LARGEST = 64 << 20  # bytes of a tokenizer's settings: the server itself looks into them
 
 
 class BadSpec(Exception):
@@ -135,6 +136,8 @@ def _template_in(place: Path) -> bool:
     if not settings.is_file():
         return False
     try:
+        if settings.stat().st_size > _LARGEST:
+            raise BadSpec(f"{settings}: it is larger than {_LARGEST >> 20} MiB")
         found = json.loads(settings.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise BadSpec(f"{settings}: cannot be read as JSON: {error}") from error
