@@ -26,6 +26,16 @@ def base_model(ml_client: MLClient, given: str) -> tuple[Any, dict[str, Any]]:
     return given, {}  # a name of the hub: the job fetches it
 
 
+def data_asset() -> str:
+    """The version that prepare_data.py told of, or the newest if it told of none of this name."""
+    name, facts = SETTINGS["AZURE_DATA_NAME"], recall()
+    if facts.get("data_name") == name:
+        print(f"Data: {name}, version {facts['data_version']}")
+        return f"azureml:{name}:{facts['data_version']}"
+    print(f"Data: {name}, the newest version")
+    return f"azureml:{name}@latest"
+
+
 def get_or_create_compute(ml_client: MLClient, name: str, size: str) -> AmlCompute:
     try:
         compute = ml_client.compute.get(name)
@@ -39,7 +49,7 @@ def get_or_create_compute(ml_client: MLClient, name: str, size: str) -> AmlCompu
 
 
 def training(ml_client: MLClient, environment: Any, compute: AmlCompute) -> Any:
-    """The job: our script, its arguments from config.yml, on the data asset's newest version."""
+    """The job: our script, its arguments from config.yml, on the data asset's version."""
     model, changed = base_model(ml_client, SETTINGS["HF_MODEL_NAME_OR_PATH"])
     settings = {**TRAIN, **changed}
     processes = settings.pop("processes")
@@ -54,9 +64,7 @@ def training(ml_client: MLClient, environment: Any, compute: AmlCompute) -> Any:
     line = " ".join(f"--{flags.get(name, name)} ${{{{inputs.{name}}}}}" for name in inputs)
     return command(
         inputs={
-            "train_dir": Input(
-                type=AssetTypes.URI_FOLDER, path=f"{SETTINGS['AZURE_DATA_NAME']}@latest"
-            ),
+            "train_dir": Input(type=AssetTypes.URI_FOLDER, path=data_asset()),
             "model": model,
             **inputs,
         },
