@@ -61,7 +61,8 @@ if __name__ == "__main__":
     answers = ask(client(), rows)
     pairs = list(zip(rows, answers, strict=True))
     for row, said in pairs[:: max(1, len(pairs) // SHOWN)][:SHOWN]:
-        right = "right" if scores.exact_match(said, row["answers"]) else f"it is {row['answers']}"
+        wrong = f"it is {' or '.join(row['answers'])}"
+        right = "right" if scores.exact_match(said, row["answers"]) else wrong
         print(f"  {row['question']}\n    -> {said}   ({right})")
     anls = sum(scores.anls(said, row["answers"]) for row, said in pairs) / len(pairs)
     exact = sum(scores.exact_match(said, row["answers"]) for row, said in pairs) / len(pairs)

@@ -6,7 +6,8 @@ A request, and its answer:
      "params": {"max_new_tokens": 64, "num_beams": 3}}
     {"result": "{'DocVQA': '12.50'}", "answer": "12.50"}
 
-A list of requests is answered with a list.  What cannot be answered gets HTTP status 400
+The picture may be a data URL, too (`data:image/png;base64,…`).  A list of requests is answered
+with a list.  What cannot be answered gets HTTP status 400
 (the endpoint makes it 424 and says 400 in `ms-azureml-model-error-statuscode`) and
 {"error": {"code": "BadRequest", "message": WHY}}, as the SDK reads errors.  Calls that come in
 together are answered together, in one batch of the model.
@@ -85,7 +86,7 @@ def run(raw_data: str) -> Any:
         several = given if isinstance(given, list) else [given]
         if not 1 <= len(several) <= MAX_REQUESTS:
             raise BadRequest(f"a list must have 1 to {MAX_REQUESTS} requests, not {len(several)}")
-        requests = [request_in(one) for one in several]
+        requests = [request_at(at, several) for at in range(len(several))]
     except BadRequest as error:
         logging.warning("Refused: %s", error)
         return refusal(str(error))
@@ -104,6 +105,15 @@ def json_in(raw_data: str) -> Any:
         raise BadRequest(f"the body is no JSON: {error}") from None
 
 
+def request_at(at: int, several: list[Any]) -> Request:
+    try:
+        return request_in(several[at])
+    except BadRequest as error:
+        if len(several) == 1:
+            raise
+        raise BadRequest(f"request {at + 1} of {len(several)}: {error}") from None
+
+
 def request_in(given: Any) -> Request:
     if not isinstance(given, dict):
         raise BadRequest("a request must be an object with task_prompt, text_input, image_input")
@@ -114,7 +124,7 @@ def request_in(given: Any) -> Request:
     question = text_in(given, "text_input", MAX_QUESTION)
     most = count_in(params, "max_new_tokens", 64, MAX_NEW_TOKENS)
     beams = count_in(params, "num_beams", 3, MAX_BEAMS)
-    picture, size = picture_in(text_in(given, "image_input", MAX_BYTES * 4 // 3 + 4))
+    picture, size = picture_in(text_in(given, "image_input", MAX_BYTES * 4 // 3 + 100))
     # What the training put before each question; a caller may leave the brackets out.
     marked = task if task.startswith("<") else f"<{task}>"
     words, pixels = prepared(marked + question, picture)
@@ -143,6 +153,10 @@ def count_in(params: dict[str, Any], name: str, usual: int, most: int) -> int:
 
 def picture_in(text: str) -> tuple[Image.Image, tuple[int, int]]:
     """A picture at the size that the model looks at, and its own, known before it is decoded."""
+    if text[:5].lower() == "data:":
+        head, _, text = text.partition(",")
+        if not head.lower().endswith(";base64"):
+            raise BadRequest("image_input is a data URL without base64; data:image/…;base64,… goes")
     try:
         encoded = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
