@@ -3,14 +3,19 @@
 What `quickstart.py` and `quickstart_vqa.py` share: they say which steps there
 are, what was reached and whether that is enough.  The steps run with the
 official packages only, in an environment that has nothing of Finery in it.
+While a step is silent, what its job wrote last is shown: the SDK asks ever
+more rarely, and of a pipeline's steps it tells no more than their names.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import select
 import shutil
 import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +24,10 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 FINERY = ROOT / ".venv" / "bin" / "finery"
 PYTHON = ROOT / ".venv-sdk" / "bin" / "python"
-QUIET = {"PYTHONWARNINGS": "ignore", "TQDM_DISABLE": "1"}
+QUIET = {"PYTHONWARNINGS": "ignore", "TQDM_DISABLE": "1", "PYTHONUNBUFFERED": "1"}
 WIDTH = 78  # of what a line says before its seconds
+SILENCE = 10.0  # seconds without a line, after which the job's own is shown
+HEADING = re.compile(r"^==> (.+) \((\w+)\) <==\n", re.M)  # of `finery job logs`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,12 +100,68 @@ def _step(guide: Guide, script: str, said: str) -> float:
     began, home = time.monotonic(), guide.place / "home"
     file = ROOT / "examples" / guide.name / script
     command = [FINERY, "run", "--home", home, "--", PYTHON, file]
-    done = subprocess.run(command, cwd=guide.place, env={**os.environ, **QUIET})
-    if done.returncode:
+    surroundings = {**os.environ, **QUIET}
+    with subprocess.Popen(
+        command,
+        cwd=guide.place,
+        env=surroundings,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        bufsize=0,
+    ) as step:
+        assert step.stdout is not None
+        _show(step.stdout.fileno(), home)
+    if step.returncode:
         raise SystemExit(
-            f"quickstart: {script} failed (exit status {done.returncode}); the server's log is "
+            f"quickstart: {script} failed (exit status {step.returncode}); the server's log is "
             f"{home / 'logs/server.log'}"
         )
     seconds = time.monotonic() - began
     print(f"   {seconds:.1f} s\n", flush=True)
     return seconds
+
+
+def _show(output: int, home: Path) -> None:
+    """Print what a step writes until it ends, and in its silences how far its job is.
+
+    On a terminal that is one line, written over; elsewhere a line each time.
+    """
+    terminal = sys.stdout.isatty()
+    before, after = ("\r\033[K", "") if terminal else ("", "\n")
+    pause, spoke = SILENCE, time.monotonic()
+    while True:
+        if select.select([output], [], [], pause)[0]:
+            written = os.read(output, 65536)
+            sys.stdout.buffer.write(before.encode() * (pause < SILENCE) + written)
+            sys.stdout.buffer.flush()
+            pause, spoke = SILENCE, time.monotonic()
+            if not written:
+                return
+        else:
+            line = f"   … {time.monotonic() - spoke:.0f} s  {last_line(home)}".rstrip()
+            room = shutil.get_terminal_size().columns - 1 if terminal else len(line)
+            if len(line) > room:  # how much time is left is said at its end
+                line = f"{line[: room - 15]}… {line[-13:]}"
+            print(before + line, end=after, flush=True)
+            pause = 2.0 if terminal else SILENCE
+
+
+def last_line(home: Path) -> str:
+    """Return what the newest job, or the step of it that runs, wrote last; "" if it has ended."""
+    try:
+        jobs = json.loads(_finery("job", "list", "--limit", "1", "--json", "--home", home))
+        if not jobs or jobs[0]["status"] in ("completed", "failed", "cancelled"):
+            return ""
+        log = _finery("job", "logs", jobs[0]["name"], "--home", home)
+    except (subprocess.SubprocessError, ValueError):
+        return ""  # the step itself says what is wrong
+    own, *parts = HEADING.split(log)
+    steps = zip(parts[::3], parts[1::3], parts[2::3], strict=True)
+    running = [text.strip() or name for name, status, text in steps if status == "running"]
+    text = running[-1] if running else own.strip() or str(jobs[0]["status"])
+    return text.split("\n")[-1].strip()
+
+
+def _finery(*words: str | Path) -> str:
+    done = subprocess.run([FINERY, *words], capture_output=True, text=True, check=True, timeout=30)
+    return done.stdout

@@ -10,8 +10,9 @@ Rows come from `pages.py`, the loss and the answers from `learner.py`, scores fr
 model from `florence2.py` (transformers' own classes: no code comes with the weights). `ranks.py` is
 several processes in one training, `checkpoints.py` what a killed one goes on from. What is logged,
 by step of the optimizer:
-`train_loss`, `learning_rate`, `progress`; every `--save_steps` a page with the model's answer
-below it, and a checkpoint; after each epoch `avg_val_loss`, `anls` and `exact_match`.
+`train_loss`, `learning_rate`, `progress`, `seconds_left` of the steps; every `--save_steps` a page
+with the model's answer below it, and a checkpoint; after each epoch `avg_val_loss`, `anls` and
+`exact_match`.
 """
 
 from __future__ import annotations
@@ -143,6 +144,7 @@ class Training:
                     learning_rate=self.scheduler.get_last_lr()[0],
                     progress=self.step / self.total,
                     samples_per_second=pairs / max(took, 1e-9),
+                    seconds_left=took / (self.step - logged) * (self.total - self.step),
                 )
                 since, logged = time.monotonic(), self.step
             if self.step % self.args.save_steps == 0 and self.step < self.total:
