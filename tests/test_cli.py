@@ -240,21 +240,39 @@ def test_an_endpoint_s_logs_are_shown_and_its_traffic_goes_back(tmp_path):
     subscription, group, name = DEFAULT_WORKSPACE
     mine = Workspace(id="w", subscription=subscription, group=group, name=name)
     workspaces.create(kept, mine)
-    endpoint = endpoints.create(kept, endpoints.Endpoint(name="ep", workspace="w"))
+    endpoints.create(kept, endpoints.Endpoint(name="ep", workspace="w"))
     made = endpoints.Deployment(
         endpoint="ep", name="blue", workspace="w", spec=endpoints.Serving(model="m")
     )
     endpoints.deploy(kept, made)
-    endpoints.update(kept, replace(endpoint, traffic={"blue": 100}))
+    for traffic in ({"blue": 100}, {}):
+        endpoints.update(kept, replace(endpoints.get(kept, "ep"), traffic=traffic))
     folder = tmp_path / "deployments" / made.id / made.process(0)
     folder.mkdir(parents=True)
     (folder / "log.txt").write_text("one\ntwo\nthree\n")
 
     shown = finery("endpoint", "logs", "ep", "--lines", "2", "--home", tmp_path)
     assert shown.stdout == "==> blue (creating) <==\ntwo\nthree\n"
+    for words, said in (
+        (("logs", "ep", "-d", "bleu"), "no deployment 'bleu' of endpoint 'ep' (it has: blue)"),
+        (("rollback", "ep", "-d", "bleu", "--no-wait"), "of endpoint 'ep' (it has: blue)"),
+        (("logs", "epp", "-d", "blue"), "no endpoint named 'epp'"),
+        (("rollback", "epp", "-d", "blue", "--no-wait"), "no endpoint named 'epp'"),
+    ):
+        misspelled = finery("endpoint", *words, "--home", tmp_path)
+        assert (misspelled.returncode, misspelled.stdout) == (1, "")
+        assert said in misspelled.stderr
+    listed = finery("endpoint", "list", "--json", "--home", tmp_path)
+    assert json.loads(listed.stdout)[0]["status"] == "stopped"
+    assert "no endpoint answers: no server runs on the home" in listed.stderr
+    (tmp_path / "processes" / made.process(0)).mkdir(parents=True)
+    (folder / "serve.json").touch()
+    listed = finery("endpoint", "list", "--home", tmp_path)
+    assert "left running" in listed.stdout
     back = finery("endpoint", "rollback", "ep", "--json", "--home", tmp_path)
-    assert json.loads(back.stdout) == [{"endpoint": "ep", "traffic": {}, "mirror": {}}]
-    assert endpoints.get(kept, "ep").traffic == {}
+    was = {"endpoint": "ep", "traffic": {"blue": 100}, "mirror": {}}
+    assert json.loads(back.stdout) == [{**was, "from_traffic": {}, "from_mirror": {}}]
+    assert endpoints.get(kept, "ep").traffic == {"blue": 100}
     never = finery("endpoint", "rollback", "ep", "-d", "blue", "--no-wait", "--home", tmp_path)
     assert (never.returncode, "has run nothing before" in never.stderr) == (1, True)
     kept.close()

@@ -109,7 +109,10 @@ def test_it_waits_until_the_former_version_answers_and_tells_how_far_it_is(
     assert asking.is_alive()
     home.up(home.blue)
     assert asking.ended() == 0
-    assert json.loads(capsys.readouterr().out) == [{"deployment": "blue", "status": "ready"}]
+    (said,) = json.loads(capsys.readouterr().out)
+    assert (said.pop("deployment"), said.pop("status")) == ("blue", "ready")
+    assert said == {"from_revision": 2, "to_revision": 1, "as_revision": 3, "differs": ["model"]}
+    assert "from revision 2 back to what revision 1 ran, as revision 3" in told
 
 
 def test_the_building_of_an_environment_is_told(home: Home, server, until, capsys):
@@ -137,7 +140,7 @@ def test_one_that_does_not_come_up_ends_in_failure_with_the_cause(
     endpoints.move(home.store, home.blue, "failed", error=error)
     assert asking.ended() == 1
     said = capsys.readouterr()
-    assert "no such model; what answered until now still does" in said.err
+    assert "no such model; revision 2 goes on answering" in said.err
     assert "finery endpoint logs ep -d blue" in said.err and not said.out
 
 
@@ -179,6 +182,28 @@ def test_without_a_server_nothing_is_changed_unless_nobody_waits(home: Home, cap
     assert Asking(home, "--no-wait").ended() == 0
     assert home.blue.spec.model == "good" and home.blue.status == "updating"
     assert "updating" in capsys.readouterr().out
+
+
+def test_a_second_time_leads_to_where_one_was(home: Home, server, capsys):
+    for model, to in (("good", "1"), ("bad", "2"), ("good", "3")):
+        assert Asking(home, "--no-wait").ended() == 0
+        home.up(home.blue)
+        assert home.blue.spec.model == model
+        assert f"back to what revision {to} ran" in capsys.readouterr().err
+
+
+def test_a_failed_update_is_never_what_one_goes_back_to(home: Home, server, capsys):
+    asked = replace(home.blue, spec=replace(home.blue.spec, model="worse", instances=3))
+    worse = endpoints.deploy(home.store, asked)
+    endpoints.move(home.store, worse, "failed", error={"message": "no"})
+    assert Asking(home, "--no-wait", "--json").ended() == 0
+    (said,) = json.loads(capsys.readouterr().out)
+    assert (said["from_revision"], said["to_revision"]) == (3, 2)
+    assert said["differs"] == ["model", "instances"]
+    home.up(home.blue)
+    assert home.blue.spec.model == "bad"
+    assert Asking(home, "--no-wait").ended() == 1
+    assert "runs what it ran before already" in capsys.readouterr().err
 
 
 def test_one_that_ran_nothing_before_says_so(home: Home, server, capsys):

@@ -318,7 +318,7 @@ def test_a_failed_update_leaves_the_revision_before_at_work(house, engine):
     engine.exits(new.process(0), 1, said="bad weights")
     house.tick(3)
     assert (house.blue.status, house.blue.addresses) == ("failed", old.addresses)
-    assert "bad weights" in house.blue.error["message"]
+    assert instances.failure(house.blue).endswith("bad weights; revision 1 goes on answering")
     assert engine.alive == [old.process(0)]
     again = house.deploy(env={"v": "3"})
     house.tick()
@@ -439,6 +439,7 @@ def test_what_answers_after_a_failed_change_of_numbers_is_looked_after(house, en
     house.tick(3)
     other = old.process(1 - fallen)
     assert (house.blue.status, [*house.blue.addresses]) == ("failed", [other])
+    assert instances.failure(house.blue).endswith("; what was there goes on answering")
     (again,) = {*engine.alive} - {other}
     engine.answers(again)
     house.tick(2)

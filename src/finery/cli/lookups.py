@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -200,7 +201,7 @@ def endpoint_list(args: argparse.Namespace) -> None:
     from finery.core import endpoints
 
     store, workspace, _ = open_home(args)
-    found = []
+    found, serving = [], _serving(config.home(args.home))
     for endpoint in endpoints.list(store, workspace, limit=1000).items:
         rows: list[Deployment | None] = [*endpoints.deployments(store, endpoint.name)]
         for row in rows or [None]:
@@ -208,10 +209,10 @@ def endpoint_list(args: argparse.Namespace) -> None:
                 {
                     "endpoint": endpoint.name,
                     "deployment": row.name if row else "",
-                    "status": row.status if row else "no deployment",
+                    "status": _status(args, row, serving) if row else "no deployment",
                     "traffic": endpoint.traffic.get(row.name, 0) if row else "",
                     "instances": row.count if row else "",
-                    "error": (row.error or {}).get("message", "") if row else "",
+                    "error": _failure(row, serving) if row else "",
                 }
             )
     table(
@@ -221,16 +222,47 @@ def endpoint_list(args: argparse.Namespace) -> None:
     )
 
 
+def _serving(home: Path) -> bool:
+    """Whether the home's server runs; a note where not: no endpoint answers without it."""
+    from finery import cli
+
+    try:
+        cli.server(home)
+    except Refused as exc:
+        print(f"finery: no endpoint answers: {exc}", file=sys.stderr)
+        return False
+    return True
+
+
+def _status(args: argparse.Namespace, row: Deployment, serving: bool) -> str:
+    from finery.core import instances
+
+    if serving or row.status == "failed":
+        return row.status
+    home = config.home(args.home)
+    places = [home / "processes" / id for id in instances.started(home, row)]
+    there = [one for one in places if one.exists() and not (one / "exit.json").exists()]
+    return "left running" if there else "stopped"
+
+
+def _failure(row: Deployment, serving: bool) -> str:
+    from finery.core import instances
+
+    return instances.failure(row) if serving else str((row.error or {}).get("message", ""))
+
+
 def endpoint_logs(args: argparse.Namespace) -> None:
     """Print what an endpoint's instances wrote, or how an environment's building goes."""
     from finery.core import endpoints, instances
 
     store, _, _ = open_home(args)
     endpoint, home = endpoints.get(store, args.name), config.home(args.home)
-    for deployment in endpoints.deployments(store, endpoint.name):
-        if args.deployment in (None, deployment.name):
-            print(f"==> {deployment.name} ({deployment.status}) <==")
-            print(instances.logs(home, deployment, lines=args.lines), end="")
+    shown = endpoints.deployments(store, endpoint.name)
+    if args.deployment:
+        shown = [endpoints.get_deployment(store, endpoint.name, args.deployment)]
+    for deployment in shown:
+        print(f"==> {deployment.name} ({deployment.status}) <==")
+        print(instances.logs(home, deployment, lines=args.lines), end="")
 
 
 def _job(job: Any) -> dict[str, Any]:

@@ -27,13 +27,18 @@ _SERVER = 25  # looks between two at whether the server is still there
 def rollback(args: argparse.Namespace) -> None:
     """Give an endpoint's traffic, or what a deployment runs, back what it was before."""
     from finery.cli import lookups
+    from finery.core import endpoints
     from finery.core import rollback as core_rollback
 
     store, _, _ = lookups.open_home(args)
     if not args.deployment:  # a running server notices within a second
-        back = core_rollback.traffic(store, args.name)
+        with store.transaction():
+            was = endpoints.find(store, args.name)
+            back = core_rollback.traffic(store, args.name)
         found: dict[str, Any] = {
             "endpoint": back.name,
+            "from_traffic": was.traffic if was else {},
+            "from_mirror": was.mirror if was else {},
             "traffic": back.traffic,
             "mirror": back.mirror,
         }
@@ -41,15 +46,44 @@ def rollback(args: argparse.Namespace) -> None:
     home = config.home(args.home)
     if args.wait:
         _running(home, "; or give --no-wait: the next server brings it up")
-    made = core_rollback.deployment(store, args.name, args.deployment)
+    with store.transaction():
+        old = endpoints.find_deployment(store, args.name, args.deployment)
+        made = core_rollback.deployment(store, args.name, args.deployment)
+    assert old is not None  # or going back had been refused
+    change = _change(old, made)
+    print(f"{made.name}: {_told(change)}", file=sys.stderr, flush=True)
     if args.wait:
         made = _back(store, home, made)
-    found = {"deployment": made.name, "status": made.status}
-    return lookups.table(args, [found], tuple(found))
+    found = {"deployment": made.name, "status": made.status, **change}
+    if args.json:
+        return lookups.table(args, [found], tuple(found))
+    return lookups.table(args, [{**found, "differs": ", ".join(change["differs"])}], tuple(found))
+
+
+def _change(old: Deployment, made: Deployment) -> dict[str, Any]:
+    """Return which revision gives way, whose doing is asked for, and what differs."""
+    from finery.core import rollback as core_rollback
+
+    return {
+        "from_revision": old.revision,
+        "to_revision": old.before["revision"],
+        "as_revision": made.revision,
+        "differs": core_rollback.differs(old.spec, made.spec),
+    }
+
+
+def _told(change: dict[str, Any]) -> str:
+    names = ", ".join(change["differs"]) or "nothing"
+    return (
+        f"from revision {change['from_revision']} back to what revision {change['to_revision']} "
+        f"ran, as revision {change['as_revision']}; what differs: {names}"
+    )
 
 
 def _back(store: Store, home: Path, wanted: Deployment) -> Deployment:
     """Wait until it serves what was asked for; `Refused` says why it does not."""
+    from finery.core import instances
+
     looks, said = 0, ""
     try:
         while True:
@@ -68,10 +102,9 @@ def _back(store: Store, home: Path, wanted: Deployment) -> Deployment:
         raise
     if now.status == "ready":
         return now
-    why = (now.error or {}).get("message") or "its instances are up, and none is well"
-    kept = "; what answered until now still does" if now.before.get("answers") else ""
+    why = instances.failure(now) or "its instances are up, and none is well"
     raise Refused(
-        f"deployment {now.name!r} does not serve its former version: {why}{kept}."
+        f"deployment {now.name!r} does not serve its former version: {why}."
         f" More: `finery endpoint logs {now.endpoint} -d {now.name}`"
     )
 

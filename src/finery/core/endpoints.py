@@ -289,7 +289,9 @@ def deploy(store: Store, deployment: Deployment) -> Deployment:
 def get_deployment(store: Store, endpoint: str, name: str) -> Deployment:
     deployment = find_deployment(store, endpoint, name)
     if deployment is None:
-        raise NotFound(f"no deployment {name!r} of endpoint {endpoint!r}", target=name)
+        known = ", ".join(one.name for one in deployments(store, endpoint)[:20]) or "none"
+        said = f"no deployment {name!r} of endpoint {endpoint!r} (it has: {known})"
+        raise NotFound(said, target=name)
     return deployment
 
 

@@ -163,6 +163,20 @@ def _go_on(over: Callable[[], bool]) -> None:
         raise Conflict("the server ends")
 
 
+def failure(deployment: Deployment) -> str:
+    """Say why a deployment failed, and what goes on answering; empty where it did not."""
+    if not deployment.error:
+        return ""
+    why, earlier = str(deployment.error["message"]), deployment.earlier
+    if earlier is None or not any(
+        earlier.process(n) in deployment.addresses for n in range(earlier.count)
+    ):
+        return why
+    same = earlier.revision == deployment.revision  # only their number was to change
+    there = "what was there" if same else f"revision {earlier.revision}"
+    return f"{why}; {there} goes on answering"
+
+
 def clear(home: Path, deployment: Deployment, id: str) -> None:
     """Drop what an ended process was started with; its log stays, and those of a few others."""
     gone = folder(home, deployment) / id

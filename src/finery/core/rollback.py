@@ -6,11 +6,11 @@ back twice leads to where one was.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from finery.core import endpoints, serving
-from finery.core.endpoints import Deployment, Endpoint
+from finery.core.endpoints import Deployment, Endpoint, Serving
 from finery.core.errors import Conflict
 from finery.core.store import Store
 
@@ -33,15 +33,34 @@ def traffic(store: Store, name: str) -> Endpoint:
 
 
 def deployment(store: Store, endpoint: str, name: str) -> Deployment:
-    """Ask for what a deployment ran, and what answered, before it was last changed."""
+    """Ask for what a deployment ran, and what answered, before it was last changed.
+
+    An update that failed has never answered: going back from it leads to what
+    answers, and what that had replaced is not known any more.  Raises `Conflict`
+    where there is nothing to go back to.
+    """
     with store.transaction():
+        endpoints.get(store, endpoint)
         found = endpoints.get_deployment(store, endpoint, name)
         if not found.before:
             raise Conflict(
                 f"deployment {name!r} has run nothing before: there is nothing to go back to",
                 target=name,
             )
-        return endpoints.deploy(store, replace(found, spec=serving.read(found.before["spec"])))
+        before = serving.read(found.before["spec"])
+        if before == found.spec and found.status == "ready":
+            raise Conflict(
+                f"deployment {name!r} runs what it ran before already: there is nothing else to "
+                "go back to",
+                target=name,
+            )
+        return endpoints.deploy(store, replace(found, spec=before))
+
+
+def differs(one: Serving, other: Serving) -> list[str]:
+    """Return the names of what two specs have not in common, never what is in them."""
+    names = [field.name for field in fields(Serving)]
+    return [name for name in names if getattr(one, name) != getattr(other, name)]
 
 
 def answering(deployment: Deployment) -> dict[str, Any]:

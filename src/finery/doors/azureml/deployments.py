@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import fastapi
 from fastapi import APIRouter, Depends, Request, Response
 
-from finery.core import assets, endpoints
+from finery.core import assets, endpoints, instances
 from finery.core import references as core_references
 from finery.core import rollback as core_rollback
 from finery.core.endpoints import Deployment, Endpoint
@@ -305,7 +305,7 @@ def _told(deployment: Deployment | None, name: str) -> Response:
         case "creating" | "updating":
             return operations.told(name, "InProgress")
         case "failed":
-            why = deployment.error["message"] if deployment.error else "no reason is known"
+            why = instances.failure(deployment) or "no reason is known"
             message = f"deployment {name!r} failed: {why} (its log, with get_logs, has more)"
             error = {"code": "DeploymentFailed", "message": message, "target": name}
             return operations.told(name, "Failed", error=error)
@@ -374,7 +374,7 @@ def _properties_out(deployment: Deployment) -> dict[str, str]:
     if deployment.spec.scaling:
         found["finery.instances"] = str(deployment.count)  # that its load asks for now
     if deployment.error:
-        found["finery.error"] = deployment.error["message"]
+        found["finery.error"] = instances.failure(deployment)
     return found
 
 
