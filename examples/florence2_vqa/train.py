@@ -7,6 +7,7 @@ import mlflow
 from azure.ai.ml import Input, MLClient, command
 from azure.ai.ml.constants import AssetTypes
 from azure.ai.ml.entities import AmlCompute, Model
+from azure.ai.ml.exceptions import JobException
 from azure.core.exceptions import ResourceExistsError, ResourceNotFoundError
 from connect import CONFIG, HERE, client, get_or_create_environment, recall, registered, remember
 
@@ -118,7 +119,10 @@ if __name__ == "__main__":
     job = ml_client.jobs.create_or_update(training(ml_client, environment, compute))
     print(f"Job: {job.name}\n  {job.studio_url}")
     remember(job=job.name)
-    ml_client.jobs.stream(job.name)
+    try:
+        ml_client.jobs.stream(job.name)
+    except JobException as error:  # its log, just shown, says why; ours would add nothing
+        raise SystemExit(f"The job {job.name} did not complete. {error}") from None
     job = ml_client.jobs.get(job.name)
     remember(job_status=job.status, metrics=dict(mlflow.get_run(job.name).data.metrics))
     model = get_or_create_model_asset(

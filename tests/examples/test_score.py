@@ -77,6 +77,12 @@ def test_the_task_may_come_with_or_without_its_brackets(score: ModuleType) -> No
     assert "<DocVQA>" in marked["result"]
 
 
+def test_a_picture_may_be_a_data_url(score: ModuleType) -> None:
+    plain = asked()
+    named = {**plain, "image_input": f"data:image/png;base64,{plain['image_input']}"}
+    assert torch.equal(score.request_in(named).pixels, score.request_in(plain).pixels)
+
+
 def test_a_list_is_answered_in_its_order(score: ModuleType) -> None:
     several = [asked(number) for number in range(3)]
     together = score.run(json.dumps(several))
@@ -148,6 +154,12 @@ def truncated() -> str:
         ({"text_input": "why? " * 20_000}, "text_input has 100000 characters"),
         ({"image_input": "not base64!"}, "is not base64"),
         ({"image_input": "ÄÖ"}, "is not base64"),
+        ({"image_input": "data:image/png,%89PNG"}, "a data URL without base64"),
+        ({"image_input": "data:image/png;base64,%%%"}, "is not base64"),
+        (
+            json.dumps([asked(), asked(image_input="%")]),
+            "request 2 of 2: image_input is not base64",
+        ),
         ({"image_input": base64.b64encode(b"no picture").decode()}, "not of a picture"),
         ({"text_input": "what is <image>?"}, "cannot be asked"),
         ({"text_input": "\ud800"}, "cannot be asked"),

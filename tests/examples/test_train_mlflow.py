@@ -310,6 +310,23 @@ def test_a_registered_model_without_weights_says_which_of_the_hub_it_is(
     assert train.model_folder(str(tmp_path)) == str(tmp_path)
 
 
+def test_a_model_that_the_hub_does_not_give_is_named_with_the_ways_out(
+    train: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fetch(name: str) -> Path:
+        raise FileNotFoundError("Got: ConnectError: no such host\nand much more")
+
+    with pytest.raises(SystemExit, match=r"there is no such folder"):
+        train.fetched("./models/none")
+    monkeypatch.setattr(train.florence2, "fetch", fetch)
+    with pytest.raises(SystemExit) as ended:
+        train.fetched("microsoft/Florence-2-base-ft")
+    said = str(ended.value)
+    assert "\n" not in said and "much more" not in said
+    for part in ("microsoft/Florence-2-base-ft", "no such host", "HF_MODEL_NAME", "--models tiny"):
+        assert part in said
+
+
 def training(
     train: ModuleType, guide: dict[str, ModuleType], standin: Path, data: Path, to: Path
 ) -> Any:

@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     ranks = join()
     seed_all(args.seed)
     splits = pages.read(args.train_dir)
-    model, processor = florence2.load(model_folder(args.model_name_or_path))
+    model, processor = florence2.load(fetched(model_folder(args.model_name_or_path)))
     learner = Learner(
         model,
         processor,
@@ -342,6 +342,22 @@ def model_folder(given: str) -> str:
         told = yaml.safe_load((folder / "MLmodel").read_text(encoding="utf-8"))
         return (told.get("metadata") or {}).get("huggingface_model_id") or given
     return given
+
+
+def fetched(name: str) -> Path:
+    """The folder, or that of the hub's model; ends with the ways out where the hub gives none."""
+    try:
+        return florence2.fetch(name)
+    except florence2.NotFlorence as error:
+        raise SystemExit(str(error)) from None
+    except Exception as error:  # the hub's own, those of its HTTP client, or of the disk
+        why = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]:.200}"
+        raise SystemExit(
+            f"The model {name} could not be fetched from the hub ({why})."
+            " Point HF_MODEL_NAME_OR_PATH in config.yml at a local folder with the model, which"
+            " goes with the job; or run the job where the hub can be reached; or, for Finery's"
+            " stand-in, start the server with `finery up --models tiny`."
+        ) from None
 
 
 def starting_token(model: Any) -> int | None:
