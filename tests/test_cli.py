@@ -296,8 +296,11 @@ def test_a_job_outlives_its_server_and_down_ends_it(tmp_path, until):
     second.end(signal.SIGKILL)
     os.kill(pid, 0)  # kill -9 of the server changes nothing either
 
+    third = Server(tmp_path)
     done = finery("down", "--home", tmp_path)
     assert "job long: cancelled" in done.stdout, done.stderr
+    _, errors = third.process.communicate(timeout=120)
+    assert "left running" not in errors  # `down` ends what the server leaves
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
     assert jobs.get(kept, "long").status == "cancelled"

@@ -47,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def up(args: argparse.Namespace) -> None:
     """Serve in the foreground."""
     from finery import app
+    from finery.cli import ending
     from finery.config import Settings
 
     settings = Settings(
@@ -66,7 +67,8 @@ def up(args: argparse.Namespace) -> None:
         print(f"ready: {house.http} {house.https} home={settings.home}{stand_ins}", flush=True)
 
     left = app.serve(settings, ready=ready)
-    if left:
+    ended = ending.asked(settings.home)
+    if left and not ended:
         print(
             f"left running: {left}; `finery up` picks them up again, `finery down` ends them",
             file=sys.stderr,

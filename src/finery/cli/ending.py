@@ -17,6 +17,7 @@ from finery.core import endpoints, instances, jobs
 
 _PATIENCE = 90.0  # seconds for processes to end, and for what is written down of it
 _LEAVING = 30.0  # seconds for a server to leave by itself
+_ASKED = "server.ending"  # in the home: the process that `down` has told to leave
 
 
 def down(home: Path, database: str) -> dict[str, Any]:
@@ -42,12 +43,23 @@ def _end_server(home: Path) -> list[str]:
             return []
         lock.seek(0)
         pid = int(lock.read() or 0)
+        (home / _ASKED).write_text(str(pid))
         os.kill(pid, signal.SIGTERM)
         if not _until(lambda: _free(lock), seconds=_LEAVING):
             os.kill(pid, signal.SIGKILL)
             if not _until(lambda: _free(lock)):
                 raise Refused(f"the server (process {pid}) does not end")
         return [f"server (process {pid}): ended"]
+
+
+def asked(home: Path) -> bool:
+    """Say, in a server that has left, whether it was told to by `down`, which ends the rest."""
+    try:
+        pid = (home / _ASKED).read_text()
+        (home / _ASKED).unlink(missing_ok=True)
+    except OSError:
+        return False
+    return pid == str(os.getpid())
 
 
 def _end_jobs(platform: app.Platform) -> list[str]:
