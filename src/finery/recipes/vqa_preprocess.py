@@ -174,7 +174,9 @@ class Table:
             try:
                 self.shelf.add(job.result())
             except pictures.BadPicture as error:
-                self.problems.append(row.bad(column, f"the picture {error}"))
+                file = row.picture  # Path() where the row itself has the picture
+                named = f"{file} " if isinstance(file, Path) and file != Path() else ""
+                self.problems.append(row.bad(column, f"the picture {named}{error}"))
 
 
 def divided(
