@@ -16,11 +16,11 @@ setup: .venv/.ready .venv-sdk/.ready
 # torch comes from pip, which takes a CPU wheel that lies on the machine; uv does the rest.
 .venv/.ready: pyproject.toml constraints.txt
 	@echo "Setting up: a few minutes and a few gigabytes, the first time only."
-	@echo "  1 of 3: PyTorch, the largest piece"
+	@echo "  1 of 3: PyTorch, the largest piece (some minutes where it has to be downloaded)"
 	@test -x $(VENV)/python || $(PYTHON) -m venv .venv
 	@test -x $(VENV)/uv || $(VENV)/python -m pip install --quiet uv
 	@$(VENV)/python -c 'import torch; assert torch.__version__.split("+")[0] == "2.13.0"' 2>/dev/null \
-		|| $(VENV)/python -m pip install --quiet torch==2.13.0
+		|| $(VENV)/python -m pip install $$(test -t 1 || echo --quiet) torch==2.13.0
 	@echo "  2 of 3: Finery and what it needs (.venv)"
 	@$(VENV)/uv pip install --quiet --python $(VENV)/python --constraint constraints.txt --editable '.[dev]'
 	@$(VENV)/python -m compileall -q -j 0 .venv/lib > /dev/null 2>&1 || true
