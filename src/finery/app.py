@@ -138,6 +138,9 @@ def create(settings: Settings, *, http: str, https: str) -> Platform:
             kind: watch for (of, kind), watch in [*upkeep.watches.items()] if of == process
         },
         seen=lambda deployment: metering.summary(way_in.seen(deployment)),
+        metrics=lambda job, most: mlflow.last(job, most),
+        containers=lambda: built.client(),
+        lacking=lambda model: built.lacking(model),
         kind=_kind,
         capacity=engine.capacity,
         default_workspace=DEFAULT_WORKSPACE,

@@ -7,6 +7,8 @@ Where a location lies on disk is `files.py`; who may ask is a door's question.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -22,15 +24,18 @@ from sqlalchemy import (
     UniqueConstraint,
     bindparam,
     insert,
+    or_,
     select,
 )
 from sqlalchemy import delete as delete_rows
 from sqlalchemy import update as update_rows
 
-from finery.core import ids
+from finery.core import ids, workspaces
 from finery.core.errors import AlreadyExists, NotFound
 from finery.core.store import Page, Store, When, metadata, page
 
+_LONGEST = 255  # characters of a name
+_MOST_COMPARED = 1000  # names, the oldest, with one that is not there
 KINDS = ("data", "model", "environment", "component", "code")
 
 ASSETS = Table(
@@ -173,9 +178,27 @@ def get(store: Store, scope: str, kind: str, name: str, version: str = "latest")
     if found is None:
         what = f"{kind} {name!r}" + ("" if version == "latest" else f" version {version!r}")
         newest = None if version == "latest" else find(store, scope, kind, name)
-        said = f"; the newest is {newest.version!r}" if newest else ""
-        raise NotFound(f"no {what}{said}", target=name)
+        said = f"the newest is {newest.version!r}" if newest else _near(store, scope, kind, name)
+        raise NotFound(
+            "; ".join(filter(None, [f"no {what}{_where(store, scope)}", said])), target=name
+        )
     return found
+
+
+def _near(store: Store, scope: str, kind: str, name: str) -> str:
+    """Say which names are like one that is not there; empty for none.  Code is named by no one."""
+    if kind == "code" or len(name) > _LONGEST:
+        return ""
+    known = [one.name for one in names(store, scope, kind, limit=_MOST_COMPARED).items]
+    like = difflib.get_close_matches(name, known)
+    return f"it has {', '.join(map(repr, like))}" if like else ""
+
+
+def _where(store: Store, scope: str) -> str:
+    try:
+        return f" in the workspace {workspaces.by_id(store, scope).name!r}"
+    except NotFound:
+        return f" in the registry {scope!r}"
 
 
 def find(store: Store, scope: str, kind: str, name: str, version: str = "latest") -> Asset | None:
@@ -199,6 +222,16 @@ def by_hash(store: Store, scope: str, kind: str, hash: str) -> Asset | None:
     return _asset(row) if row else None
 
 
+def made(
+    store: Store, scope: str, kind: str, job: str, *, below: Sequence[str], limit: int
+) -> list[Asset]:
+    """Return the versions that a job made, or that lie below these locations, newest first."""
+    own = ASSETS.c.made_by.startswith(f"{job}/", autoescape=True)
+    there = [ASSETS.c.location.startswith(place, autoescape=True) for place in below]
+    query = select(ASSETS).where(ASSETS.c.scope == scope, ASSETS.c.kind == kind, or_(own, *there))
+    return [_asset(row) for row in store.rows(query.order_by(ASSETS.c.seq.desc()).limit(limit))]
+
+
 def versions(
     store: Store,
     scope: str,
@@ -216,7 +249,8 @@ def versions(
     `stage`: only those of that stage, if it is given.
     """
     if find_name(store, scope, kind, name) is None:
-        raise NotFound(f"no {kind} {name!r}", target=name)
+        said = [f"no {kind} {name!r}{_where(store, scope)}", _near(store, scope, kind, name)]
+        raise NotFound("; ".join(filter(None, said)), target=name)
     query = select(ASSETS).where(
         ASSETS.c.scope == scope, ASSETS.c.kind == kind, ASSETS.c.name == name
     )

@@ -65,6 +65,12 @@ def output(job: str, name: str) -> str:
     return f"file:{OUTPUTS}/azureml/{job}/{name}"
 
 
+def models(store: Store, workspace: str, job: str, *, limit: int = 20) -> list[Asset]:
+    """Return the registered models that are outputs or artifacts of a job, newest first."""
+    below = (f"job:{job}/", f"{artifacts(job)}/", output(job, ""))
+    return assets.made(store, workspace, "model", job, below=below, limit=limit)
+
+
 def maker(asset: Asset) -> str:
     """Return the job whose output or artifact an asset is; empty where no job made it."""
     if asset.made_by:

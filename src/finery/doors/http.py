@@ -9,7 +9,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +25,7 @@ from finery.core.services import State
 from finery.core.workspaces import Caller, Keys
 
 if TYPE_CHECKING:
+    from finery.core.assets import Asset
     from finery.core.endpoints import Deployment
     from finery.core.files import Files
     from finery.core.store import Store
@@ -79,6 +80,12 @@ class House:
     probes: Callable[[str], Mapping[str, Watch]] = lambda process: {}
     # what was asked of a deployment since the server began, by its id
     seen: Callable[[str], Seen | None] = lambda deployment: None
+    # the last value of each metric of a job, the first so many of them by name
+    metrics: Callable[[Job, int], Mapping[str, float]] = lambda job, most: {}
+    # the client of a container engine that runs here, empty for none; None while it is sought
+    containers: Callable[[], str | None] = lambda: None
+    # what a model asks for and our own Python lacks, where it runs with that; else None
+    lacking: Callable[[Asset], Sequence[str] | None] = lambda model: None
     # how a model's folder is served that comes without code; raises `Invalid`
     kind: Callable[[Path], str] = lambda folder: "pyfunc"
     default_workspace: tuple[str, str, str]  # subscription, resource group, name

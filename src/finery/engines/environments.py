@@ -135,13 +135,26 @@ class Environments:
         variables = {**runtime.variables, "FINERY_ENVIRONMENT": runtime.python}
         return replace(runtime, python=str(python), own=False, variables=variables)
 
-    def _client(self, environment: Asset) -> str | None:
-        """Return the client of a container engine that runs, where that matters; asked rarely.
+    def lacking(self, environment: Asset) -> Sequence[str] | None:
+        """Return, as warnings, what a server of it asks for and our own Python lacks.
 
-        None: it is not known yet.  Later looks go by what is known until they are over.
+        None where it does not run with that as it is, or while that is not known.
         """
+        try:
+            client = self._client(environment)
+            read = None if client is None else self._wish(environment, True, client)
+        except Failure:
+            return None
+        return None if read is None or read[1] else read[0].warnings
+
+    def _client(self, environment: Asset) -> str | None:
+        """The same where it matters; later looks go by what is known until they are over."""
         if not environment.spec.get("image") and environment.spec.get("kind") != "build":
             return ""
+        return self.client()
+
+    def client(self) -> str | None:
+        """Return the client of a container engine that runs, empty for none; None while sought."""
         if time.monotonic() > self._look_at:
             found = self._aside.answer(
                 "client",

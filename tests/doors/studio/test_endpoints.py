@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
 
 import pytest
 
@@ -100,7 +103,7 @@ def test_an_endpoint_is_linked_from_the_overview_and_shows_how_its_deployments_a
         "yes; it missed the last 2 of 30 allowed",
         "<td>no</td>",
         "31 since the server started, 4 of them failed; now 1 under way and 2 waiting",
-        "17.6 ms on average; half within 2.5 ms; 95 of 100 within 2.5 s",
+        "17.6 ms on average; at most 2.5 ms for half of them; at most 2.5 s for 95 of 100",
         "scored &lt;1&gt;",
         "init() failed: &lt;no weights&gt;",
         "does not run",
@@ -191,13 +194,99 @@ def test_an_mlflow_model_is_called_with_the_columns_that_it_names(house, platfor
     house.up(house.deploy("who", "blue", share=100, model=model))
     page = house.page("who")
     assert "an MLflow model, without code" in page
-    assert "the packages that the model asks for; ready" in page
+    assert "Finery&#39;s own Python, which has all that the model asks for; ready" in page
     said = "[&#34;it&#39;&#34;&#39;&#34;&#39;s &lt;a name&gt;&#34;, &#34;age&#34;, &#34;paid&#34;]"
     assert said in page, "quoted for the shell, and escaped for the page"
     assert "[[&#34;text&#34;, 1, true]]" in page and "1, True]]" in page
     for odd in ("[", "signature: 3", "signature: {inputs: '[3]'}", "x: &a [*a]", "\0"):
         (place / "MLmodel").write_text(odd)
         assert "[[1.0, 2.0]]" in house.page("who"), odd
+
+
+@pytest.mark.parametrize(
+    ("lacking", "said"),
+    [
+        (None, "the model&#39;s own: the packages that the model asks for; is being made ready"),
+        (["not honoured: x"], "Finery&#39;s own Python, which lacks some of what the model asks"),
+    ],
+)
+def test_where_a_model_runs_that_wants_more_than_we_have(
+    house, platform, workspace, monkeypatch, lacking, said
+):
+    name = "more" if lacking else "other"
+    platform.files.path(workspace, "workspaceblobstore", f"models/{name}").mkdir(parents=True)
+    place = f"file:workspaceblobstore/models/{name}"
+    made = Asset(scope=workspace, kind="model", name=name, type="mlflow_model", location=place)
+    told(platform, monkeypatch, lacking=lambda model: lacking)
+    house.put(name)
+    house.deploy(name, "blue", model=assets.create(platform.store, made).ref)
+    assert said in house.page(name)
+
+
+@pytest.mark.parametrize(
+    ("seen", "said"),
+    [
+        ({"requests": 19, "mean": 0.104, "half": 0.025}, "104 ms on average</dd>"),
+        ({"requests": 20, "mean": 0.104, "half": 0.25}, "104 ms on average</dd>"),
+        ({"requests": 20, "mean": 0.104, "half": 0.025}, "; at most 25 ms for half of them</dd>"),
+    ],
+)
+def test_of_answer_times_only_that_is_said_which_is_known(house, platform, monkeypatch, seen, said):
+    name = f"paced-{seen['requests']}-{seen['half']}"
+    house.put(name)
+    house.deploy(name, "blue", share=100, script="score.py", code="c")
+    known = Seen(**{"errors": 0, "running": 0, "waiting": 0, "most": None, **seen})
+    told(platform, monkeypatch, seen=lambda id: known)
+    assert said in house.page(name)
+
+
+class Describing(BaseHTTPRequestHandler):
+    """An instance that says what it reads."""
+
+    said = b""
+    asked: ClassVar[list[str]] = []
+
+    def do_GET(self):
+        self.asked.append(f"{self.path} {self.headers['x-finery-secret']}")
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(self.said)
+
+    def log_message(self, *given):
+        pass
+
+
+@pytest.fixture
+def described():
+    with ThreadingHTTPServer(("127.0.0.1", 0), Describing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def test_a_script_is_called_with_the_example_that_it_gives_itself(house, platform, described):
+    house.put("scripted")
+    made = house.deploy("scripted", "blue", share=100, script="score.py", code="c")
+    assert "{&#34;data&#34;: &#34;…&#34;}" in house.page("scripted")
+    address = f"http://127.0.0.1:{described.server_port}"
+    endpoints.move(house.store, made, "ready", addresses={made.process(0): address})
+
+    def says(example):
+        Describing.said = json.dumps({"definitions": {"ServiceInput": {"example": example}}})
+        Describing.said = Describing.said.encode()
+        return house.page("scripted")
+
+    page = says({"rows": [["<b>", 2]]})
+    assert "-d &#39;{&#34;rows&#34;: [[&#34;&lt;b&gt;&#34;, 2]]}&#39;" in page
+    assert "The scoring script itself gives this example" in page
+    secret = platform.house.keys.derived("serving", made.process(0))
+    assert Describing.asked[-1] == f"/swagger.json {secret}"
+    for nothing in ({}, None, "x" * 3000):
+        page = says(nothing)
+        assert "{&#34;data&#34;: &#34;…&#34;}" in page and "is what <code>run()</code>" in page
+    for odd in (b"", b"[", b"[]", b'{"definitions": 3}', b"[" * 90_000, b"1" * 200_000):
+        Describing.said = odd
+        assert "{&#34;data&#34;: &#34;…&#34;}" in house.page("scripted"), odd[:20]
 
 
 def test_a_model_that_is_not_there_is_said_to_be_gone(house):

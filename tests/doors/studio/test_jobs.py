@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import re
+
 import pytest
 
 from finery.core import assets, jobs, references, services
@@ -130,9 +133,10 @@ def wrote(platform, workspace):
 
 
 def test_an_environment_is_shown_while_it_is_built_and_afterwards(
-    platform, browser, put_job, environment, wrote
+    platform, browser, put_job, environment, wrote, monkeypatch
 ):
     job = put_job("built", spec=Command(command="true", environment=environment))
+    monkeypatch.setitem(vars(platform.house), "containers", lambda: "docker")
     page = browser.get("/studio/jobs/built").text
     assert "<dt>Metrics</dt><dd>none yet</dd>" in page
     assert "tools, version 1: the packages of a conda file, asked for on the image ubuntu" in page
@@ -143,6 +147,7 @@ def test_an_environment_is_shown_while_it_is_built_and_afterwards(
     assert "is being made ready" in browser.get("/studio/jobs/built").text
     wrote("built", "system_logs/environment.log", "Installing <six>\n")
     page = browser.get("/studio/jobs/built").text
+    assert "<summary>The log of its building" not in page and "environment ready" not in page
     assert "is being built" in page and "Installing &lt;six&gt;" in page
 
     job = jobs.move(platform.store, job, "running")
@@ -150,7 +155,101 @@ def test_an_environment_is_shown_while_it_is_built_and_afterwards(
     wrote("built", "user_logs/std_log.txt", "epoch 1 & more\n")
     page = browser.get("/studio/jobs/built").text
     assert "epoch 1 &amp; more" in page and "on the image ubuntu; ready" in page
-    assert "Installing" not in page
+    folded = page.partition("<summary>The log of its building</summary>")[2]
+    assert "Installing &lt;six&gt;" in folded.partition("</details>")[0]
+    assert "The building of its environment" not in page
+    assert " ms to get its environment ready</dd>" in page
+
+
+@pytest.mark.parametrize(("client", "said"), [("", True), ("podman", False), (None, False)])
+def test_an_image_that_is_not_used_is_not_passed_over(
+    platform, workspace, browser, put_job, environment, monkeypatch, client, said
+):
+    monkeypatch.setitem(vars(platform.house), "containers", lambda: client)
+    image = Asset(
+        scope=workspace,
+        kind="environment",
+        name=f"image-{client}",
+        spec={"kind": "image", "image": "u"},
+    )
+    for number, ref in enumerate((environment, assets.create(platform.store, image).ref)):
+        name = f"imaged-{client}-{number}"
+        put_job(name, spec=Command(command="true", environment=ref))
+        page = browser.get(f"/studio/jobs/{name}").text
+        assert ("which is not used here: no Docker or Podman; is made" in page) == said
+        assert "the image u" in page
+
+
+def test_the_files_of_a_job_are_listed_with_where_they_are_fetched(
+    workspace, browser, put_job, wrote
+):
+    put_job("leaving")
+    assert "Outputs" not in browser.get("/studio/jobs/leaving").text
+    wrote("leaving", "outputs/a/<b> 1#2.html", "<script>")
+    wrote("leaving", "outputs/rows.txt", "x" * 2048)
+    wrote("leaving-2", "outputs/another.txt", "")
+    page = browser.get("/studio/jobs/leaving").text
+    assert '>a/&lt;b&gt; 1#2.html</a></td><td class="whole">8 bytes</td>' in page
+    assert '>rows.txt</a></td><td class="whole">2.0 KiB</td>' in page
+    assert "another.txt" not in page and "There are more" not in page
+    addresses = re.findall(r'<td class="long"><a href="(/mlflow/api[^"]+)"', page)
+    folder = f"/mlflow/api/2.0/mlflow-artifacts/artifacts/{workspace}/workspaceartifactstore"
+    assert addresses == [
+        f"{folder}/ExperimentRun/dcid.leaving/outputs/{path}"
+        for path in ("a/%3Cb%3E%201%232.html", "rows.txt")
+    ]
+    browser.cookies.clear()  # MLflow itself is loaded for nobody here: its own tests fetch files
+    for address in addresses:
+        assert browser.get(address, headers={"host": "127.0.0.1"}).status_code == 401
+
+
+def test_of_many_files_some_are_listed(browser, put_job, wrote, monkeypatch):
+    monkeypatch.setattr("finery.doors.studio.left._FILES", 2)
+    put_job("many")
+    for number in range(3):
+        wrote("many", f"outputs/{number}.txt", "")
+    page = browser.get("/studio/jobs/many").text
+    assert "1.txt" in page and "2.txt" not in page and "There are more" in page
+
+
+def test_a_job_that_left_nothing_says_so_and_one_that_reused_shows_the_other_s(
+    platform, browser, put_job, wrote
+):
+    job = jobs.move(platform.store, put_job("empty"), "preparing")
+    for status in ("running", "finalizing", "completed"):
+        job = jobs.move(platform.store, job, status)
+    assert "It has left no file in its folder" in browser.get("/studio/jobs/empty").text
+    wrote("empty", "outputs/late.txt", "")
+    put_job("again", reused="empty")
+    assert "/dcid.empty/outputs/late.txt" in browser.get("/studio/jobs/again").text
+
+
+def test_the_models_registered_of_a_job_are_linked(platform, workspace, browser, put_job):
+    put_job("making")
+    given = [
+        ("kept", {"made_by": "making/model", "location": "file:elsewhere/x"}),
+        ("left", {"location": references.artifacts("making", "outputs/model")}),
+        ("named", {"location": references.output("making", "model")}),
+        ("pointed", {"location": "job:making/model"}),
+        ("foreign", {"location": references.artifacts("making-2", "outputs/model")}),
+    ]
+    for name, place in given:
+        assets.create(platform.store, Asset(scope=workspace, kind="model", name=name, **place))
+    page = browser.get("/studio/jobs/making").text
+    for name in ("kept", "left", "named", "pointed"):
+        assert f'<a href="/mlflow/#/models/{name}">{name}, version 1</a>' in page
+    assert "foreign" not in page
+
+
+def test_the_last_metrics_of_a_job_are_shown(platform, browser, put_job, monkeypatch):
+    put_job("measured")
+    values = {f"metric_{number:02}": number / 3 for number in range(21)}
+    monkeypatch.setitem(vars(platform.house), "metrics", lambda job, most: {"nan": math.nan})
+    assert "<code>nan</code> nan" in browser.get("/studio/jobs/measured").text
+    monkeypatch.setitem(vars(platform.house), "metrics", lambda job, most: values)
+    page = browser.get("/studio/jobs/measured").text
+    assert "<code>metric_01</code> 0.333333" in page
+    assert "metric_19" in page and "metric_20" not in page and "; more " in page
 
 
 def test_an_environment_that_cannot_be_built_says_so_with_its_log(

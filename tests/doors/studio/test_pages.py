@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from finery.core import ids, jobs
@@ -13,6 +15,9 @@ BELOW = ["", "/jobs", "/jobs/x", "/endpoints", "/endpoints/x", "/what/ever"]
 def test_a_visitor_is_sent_to_the_log_in_page_and_back(visitor):
     assert visitor.get("/studio").headers["location"] == "/login?next=/studio"
     answer = visitor.post("/login", data={"key": "wrong", "next": "/studio/jobs/j"})
+    asked = visitor.get("/studio/jobs?after=7&x=%26").headers["location"]
+    assert asked == "/login?next=/studio/jobs%3Fafter%3D7%26x%3D%2526"
+    assert 'value="/studio/jobs?after=7&amp;x=%26"' in visitor.get(asked).text
     assert "not this server" in answer.text and "set-cookie" not in answer.headers
     assert 'value="/studio/jobs/j"' in answer.text
 
@@ -30,6 +35,7 @@ def test_the_overview_lists_jobs_and_the_catalog(browser, put_job):
     assert 'href="/studio/jobs/listed"' in page and "Phi-3-mini-4k-instruct" in page
     assert "&lt;b&gt;bold" in page and "<b>bold" not in page
     assert "--models tiny" in page
+    assert re.search(r'<time datetime="[-0-9]+T[:0-9]+[+]00:00">[^<]+ UTC</time>', page)
     assert "A stand-in for microsoft/Phi-3-mini-4k-instruct." in page
 
 

@@ -20,10 +20,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from finery.core import errors, workspaces
+from finery.core.jobs import Job
 from finery.doors import http
 from finery.doors.http import House
-from finery.doors.mlflow import access, bodies, embedded, metrics
+from finery.doors.mlflow import access, bodies, embedded, metrics, tracking
 from finery.doors.mlflow.deployments import Deployments
 from finery.doors.mlflow.embedded import PREFIX, Embedded, Receive, Send
 from finery.doors.mlflow.tracking import Tracking
@@ -78,6 +81,18 @@ class Mlflow:
                 root = self._house.files.root.resolve()
                 self._embedded = embedded.load(self._url, root, self._stores, broken=bodies.broken)
             return self._embedded
+
+    def last(self, job: Job, most: int) -> dict[str, float]:
+        """Return the last value of a job's metrics, by name.  It does not load the real server."""
+        inner = self._embedded
+        engine = inner.engine if inner else embedded.unloaded(self._url)
+        if engine is None:
+            return {}
+        run = tracking.run_id(job.name, short=engine.dialect.name != "sqlite")
+        try:
+            return metrics.last(engine, run, most)
+        except SQLAlchemyError:  # its tables are still to be made
+            return {}
 
     def default_workspace(self) -> str:
         """Return the id of the workspace that callers without one of their own are in."""

@@ -79,6 +79,17 @@ def load(
         return Embedded(app=served.app, runs=runs, engine=engine)
 
 
+def unloaded(url: str) -> Any:
+    """Return an engine to read what earlier servers left at `url`; None where none was."""
+    sqlalchemy = importlib.import_module("sqlalchemy")
+    parsed = sqlalchemy.make_url(url)
+    if parsed.get_backend_name() == "postgresql":
+        url = _in_schema(parsed)
+    elif not Path(parsed.database or "").is_file():
+        return None
+    return sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)
+
+
 def _word_crashes(flask: Any, broken: Callable[[Exception], tuple[int, dict[str, str]]]) -> None:
     """Answer in MLflow's words where it would show a page of HTML.  Once in a process."""
     if flask.error_handler_spec[None][None]:
@@ -104,8 +115,12 @@ def _apart(url: str) -> str:
     with engine.begin() as connection:
         connection.exec_driver_sql("create schema if not exists mlflow")
     engine.dispose()
-    parsed = parsed.update_query_dict({"options": "-csearch_path=mlflow"})
-    return str(parsed.render_as_string(hide_password=False))
+    return _in_schema(parsed)
+
+
+def _in_schema(url: Any) -> str:
+    url = url.update_query_dict({"options": "-csearch_path=mlflow"})
+    return str(url.render_as_string(hide_password=False))
 
 
 def _hasten(engine: Any) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import anyio.to_thread
 import orjson
-from sqlalchemy import Connection, TextClause, text
+from sqlalchemy import Connection, Engine, TextClause, text
 
 from finery.doors.mlflow.embedded import Embedded, Message, Receive, Send
 
@@ -45,6 +45,10 @@ _LATEST = text(
     " step = excluded.step, is_nan = excluded.is_nan"
     " where (excluded.step, excluded.timestamp, excluded.value)"
     " > (latest_metrics.step, latest_metrics.timestamp, latest_metrics.value)"
+)
+
+_LAST = text(
+    "select key, value, is_nan from latest_metrics where run_uuid = :run order by key limit :most"
 )
 
 _turn = threading.Lock()  # SQLite lets one write at a time, and lets the others sleep: we queue
@@ -94,6 +98,13 @@ def write(inner: Embedded, rows: list[Row]) -> bool:
         _execute(connection, _ADD, rows)
         _execute(connection, _LATEST, _newest(rows))
     return True
+
+
+def last(engine: Engine, run: str, most: int) -> dict[str, float]:
+    """Return the last value of a run's metrics, the first so many of them by name."""
+    with engine.connect() as connection:
+        rows = connection.execute(_LAST, {"run": run, "most": most}).all()
+    return {row.key: math.nan if row.is_nan else row.value for row in rows}
 
 
 def _execute(connection: Connection, statement: TextClause, rows: list[Row]) -> None:

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import json
 import shlex
+from contextlib import closing
 from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
 
@@ -20,7 +23,10 @@ from finery.core.errors import Failure
 from finery.doors.http import House
 
 NO_KEY = "THE-KEY"  # stands for it until it is asked for
-_LARGEST = 100_000  # bytes of a model's description that are read
+_LARGEST = 100_000  # bytes of a model's or a script's description that are read
+_LONGEST = 2000  # characters of a body that a script gives as an example
+_PATIENCE = 0.5  # seconds that an instance has to describe itself
+_UNKNOWN = {"data": "…"}  # what goes in to a script that does not say
 _EXAMPLES = {"string": "text", "boolean": True, "integer": 1, "long": 1, "datetime": "2026-01-31"}
 
 Kind = Literal["chat", "table", "script", ""]
@@ -31,6 +37,7 @@ class Ways:
     kind: Kind
     curl: str
     python: str
+    sample: bool = False  # whether the body is an example that the script itself gives
 
 
 def kind(house: House, deployment: Deployment) -> Kind:
@@ -56,9 +63,11 @@ def ways(house: House, endpoint: Endpoint, deployment: Deployment, *, key: str) 
             curl=_curl(f"{address}/v1/chat/completions", key, body),
             python=_chat(f"{address}/v1", key, endpoint.name),
         )
-    body = {"input_data": _row(house, deployment)} if what == "table" else {"data": "…"}
+    sample = _sample(house, deployment) if what == "script" else None
+    body = {"input_data": _row(house, deployment)} if what == "table" else sample or _UNKNOWN
     return Ways(
         kind=what,
+        sample=bool(sample),
         curl=_curl(f"{address}/score", key, body),
         python=_score(f"{address}/score", key, body),
     )
@@ -128,6 +137,27 @@ def _columns(folder: Path) -> dict[str, Any]:
     signature = manifest["signature"]
     asked = json.loads(signature["inputs"])[:50]
     return {one["name"]: _EXAMPLES.get(one["type"], 1.0) for one in asked}
+
+
+def _sample(house: House, deployment: Deployment) -> Any:
+    """Return the body that a script gives as an example in its own description; None for none.
+
+    Asked of an instance, as whoever calls may: the script itself is not ours to read or run.
+    """
+    process, address = next(iter(deployment.addresses.items()), ("", ""))
+    where = urlsplit(address)
+    if not where.hostname:
+        return None
+    headers = {"x-finery-secret": house.keys.derived("serving", process)}
+    try:
+        with closing(HTTPConnection(where.hostname, where.port, timeout=_PATIENCE)) as line:
+            line.request("GET", "/swagger.json", headers=headers)
+            answer = line.getresponse()
+            text = answer.read(_LARGEST)  # of a longer one, too little to make sense of
+        found = json.loads(text)["definitions"]["ServiceInput"]["example"]
+        return found if answer.status == 200 and len(json.dumps(found)) <= _LONGEST else None
+    except (OSError, HTTPException, ValueError, LookupError, TypeError, RecursionError):
+        return None  # it does not say, or not now
 
 
 def _folder(house: House, deployment: Deployment) -> Path:

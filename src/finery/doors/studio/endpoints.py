@@ -17,6 +17,7 @@ from finery.doors.studio.places import Place
 
 _LINES = 40  # of each instance's log
 _LONGEST = 20_000  # characters of a deployment's log
+_FEW = 20  # requests, of which a share says nothing
 
 # What a status means, to whoever has not read the documentation.
 MEANS = {
@@ -60,6 +61,7 @@ class Shown:
     instances: Sequence[Instance]
     before: int  # instances of the revision before, which answers meanwhile
     seen: Seen | None
+    pace: str  # how long its answers took
     log: str
 
 
@@ -103,7 +105,7 @@ def _says(endpoint: Endpoint, kept: Sequence[Deployment]) -> tuple[str, str]:
 def _deployment(house: House, endpoint: Endpoint, one: Deployment) -> Shown:
     what = calling.kind(house, one)
     own = [one.process(number) for number in range(one.count)]
-    log = house.instance_logs(one, _LINES)
+    log, seen = house.instance_logs(one, _LINES), house.seen(one.id)
     return Shown(
         of=one,
         means=MEANS[one.status],
@@ -115,9 +117,22 @@ def _deployment(house: House, endpoint: Endpoint, one: Deployment) -> Shown:
         names=sorted(one.spec.env),
         instances=[_instance(house, one, number) for number in range(one.count)],
         before=sum(id not in own for id in one.addresses),
-        seen=house.seen(one.id),
+        seen=seen,
+        pace=_pace(seen) if seen else "",
         log=log[-_LONGEST:].strip(),
     )
+
+
+def _pace(seen: Seen) -> str:
+    """Say how long answers took.  Shares are known by the bound of a bucket alone: at most so."""
+    if not seen.requests or seen.mean is None:
+        return ""
+    said = [f"{places.lasting(seen.mean)} on average"]
+    if seen.requests >= _FEW and seen.half and seen.half < seen.mean:
+        said.append(f"at most {places.lasting(seen.half)} for half of them")
+    if seen.requests >= _FEW and seen.most:
+        said.append(f"at most {places.lasting(seen.most)} for 95 of 100")
+    return "; ".join(said)
 
 
 def _instance(house: House, one: Deployment, number: int) -> Instance:

@@ -25,7 +25,8 @@ class Environment:
     what: str  # what it is made from, in a few words
     state: str
     recipe: str = ""  # the conda file
-    log: str = ""  # of its building, while that is what there is to see
+    log: str = ""  # of its building
+    built: bool = True  # whether that is over, and there are other things to see
 
 
 def of_job(house: House, job: Job, command: Command, *, log: str) -> Environment:
@@ -35,7 +36,7 @@ def of_job(house: House, job: Job, command: Command, *, log: str) -> Environment
         return Environment(name=name, what=what, state="ready")
     ran = job.started_at is not None and job.started_at != job.ended_at
     if ran or job.status in ("running", "finalizing", "completed"):
-        return Environment(name=name, what=what, recipe=recipe, state="ready")
+        return Environment(name=name, what=what, recipe=recipe, state="ready", log=log)
     if job.status == "failed":
         state = "could not be built" if log else "was not ready when the job failed"
     elif job.final:
@@ -44,7 +45,7 @@ def of_job(house: House, job: Job, command: Command, *, log: str) -> Environment
         state = "is made ready when the job's turn comes"
     else:
         state = "is being built" if log else "is being made ready"
-    return Environment(name=name, what=what, recipe=recipe, state=state, log=log)
+    return Environment(name=name, what=what, recipe=recipe, state=state, log=log, built=False)
 
 
 def of_deployment(house: House, deployment: Deployment, *, chat: bool) -> Environment:
@@ -57,12 +58,12 @@ def of_deployment(house: House, deployment: Deployment, *, chat: bool) -> Enviro
     except Failure:
         asset = None
     if asset is not None and asset.kind == "model" and not chat:
-        name, what, recipe = "the model's own", "the packages that the model asks for", ""
+        name, what, recipe = _models_own(house, asset)
     else:
         name, what, recipe = _made_from(house, deployment.spec.environment)
     ready = any(id in deployment.addresses for id in _processes(deployment))
     # One that nobody calls may have no instance, and one whose instances fell has none for a while.
-    if ready or deployment.status in ("ready", "unhealthy") or what in (_OWN, _CURATED):
+    if ready or deployment.status in ("ready", "unhealthy") or what in (_OWN, _CURATED, ""):
         state = "ready"
     elif deployment.status == "failed":
         state = "nothing runs in it, for the reason above"
@@ -73,6 +74,15 @@ def of_deployment(house: House, deployment: Deployment, *, chat: bool) -> Enviro
 
 _OWN = "the packages that Finery itself runs with"
 _CURATED = "one of the catalog's, which is Finery's own packages"
+
+
+def _models_own(house: House, model: Asset) -> tuple[str, str, str]:
+    """Return where a model runs that no environment is named for; ours needs no building."""
+    lacking = house.lacking(model)
+    if lacking is None:
+        return "the model's own", "the packages that the model asks for", ""
+    has = "which lacks some of what" if lacking else "which has all that"
+    return f"Finery's own Python, {has} the model asks for", "", ""
 
 
 def _made_from(house: House, ref: str) -> tuple[str, str, str]:
@@ -89,13 +99,24 @@ def _made_from(house: House, ref: str) -> tuple[str, str, str]:
         case "build":
             return name, f"built from a folder with a {asset.spec['dockerfile']}", ""
         case "conda":
-            image = (
-                f", asked for on the image {asset.spec['image']}" if asset.spec.get("image") else ""
-            )
             recipe = concealing.hidden(asset.spec.get("conda", "")[:_LONGEST])
-            return name, f"the packages of a conda file{image}", recipe
+            return (
+                name,
+                f"the packages of a conda file{_image(house, asset, ', asked for on')}",
+                recipe,
+            )
         case _:
-            return name, f"the image {asset.spec.get('image', '')}", ""
+            return name, _image(house, asset, "").strip(), ""
+
+
+def _image(house: House, asset: Asset, before: str) -> str:
+    """Name the image of an environment, and say where it is not used."""
+    image = asset.spec.get("image")
+    if not image:
+        return ""
+    if house.containers() != "":  # one runs here, or it is not known yet
+        return f"{before} the image {image}"
+    return f"{before} the image {image}, which is not used here: no Docker or Podman"
 
 
 def _processes(deployment: Deployment) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 from finery.core import jobs, references
 from finery.core.jobs import Command, Input, Job, Output, Pipeline, Sweep
 from finery.doors.http import House
-from finery.doors.studio import concealing, environments, places
+from finery.doors.studio import concealing, environments, left, places
 from finery.doors.studio.places import Place
 
 MOST = 50  # jobs on a page
@@ -61,6 +61,7 @@ def shown(house: House, job: Job) -> dict[str, Any]:
     log = _tail(*sorted(folder.glob("user_logs/std_log*.txt")))
     built = _tail(folder / "system_logs" / "environment.log")
     return {
+        **left.shown(house, job),
         "job": job,
         "means": MEANS[job.status],
         "children": jobs.children(house.store, job.name),

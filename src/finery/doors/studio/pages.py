@@ -8,7 +8,7 @@ signed cookie that ends after some hours; the MLflow door accepts it as well.
 from __future__ import annotations
 
 import logging
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from fastapi import APIRouter, Depends, Form, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse
 from jinja2 import Environment, FileSystemLoader
+from markupsafe import Markup
 from starlette.exceptions import HTTPException
 
 from finery.core import assets, ids, workspaces
@@ -156,7 +157,8 @@ def failure(request: Request, exc: Exception) -> Response:
 
 def to_login(request: Request) -> Response:
     """Send a browser to the log-in page, and back to where it was going."""
-    return RedirectResponse(f"/login?next={quote(request.url.path)}", status_code=303)
+    query = f"?{request.url.query}" if request.url.query else ""
+    return RedirectResponse(f"/login?next={quote(request.url.path + query)}", status_code=303)
 
 
 @cache
@@ -164,7 +166,7 @@ def _templates() -> Environment:
     made = Environment(
         loader=FileSystemLoader(HERE / "templates"), autoescape=True, trim_blocks=True
     )
-    made.filters |= {"ago": _ago, "took": _took, "lasting": _lasting}
+    made.filters |= {"when": _when, "took": _took, "lasting": places.lasting}
     made.globals |= {"of_job": places.of_job, "of_endpoint": places.of_endpoint}
     return made
 
@@ -194,18 +196,15 @@ def _everything(house: House, workspace: Workspace) -> dict[str, Any]:
     }
 
 
-def _ago(time: datetime | None) -> str:
-    return time.astimezone().strftime("%d %b %Y %H:%M:%S") if time else ""
+def _when(time: datetime | None) -> str:
+    if time is None:
+        return ""
+    there = time.astimezone(UTC)  # whoever reads it may be elsewhere than the server
+    said = Markup('<time datetime="{}">{}</time>')
+    return said.format(there.isoformat(timespec="seconds"), there.strftime("%d %b %Y %H:%M:%S UTC"))
 
 
 def _took(job: Job) -> str:
     if job.started_at is None or job.started_at == job.ended_at:
         return ""  # it never ran
-    return _lasting(((job.ended_at or datetime.now(UTC)) - job.started_at).total_seconds())
-
-
-def _lasting(seconds: float) -> str:
-    """Return a time for a person: 12 ms, 3.4 s, 0:02:05."""
-    if seconds < 1:
-        return f"{seconds * 1000:.3g} ms"
-    return str(timedelta(seconds=round(seconds))) if seconds >= 60 else f"{seconds:.1f} s"
+    return places.lasting(((job.ended_at or datetime.now(UTC)) - job.started_at).total_seconds())

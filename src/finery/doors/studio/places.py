@@ -1,15 +1,17 @@
-"""What a reference is called on a page, and where a click on it leads."""
+"""What a reference is called on a page, and where a click on it leads; durations and sizes."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from datetime import timedelta
 from urllib.parse import quote
 
 from finery.doors.studio import concealing
 
 _MADE = re.compile(r"(?:file:)?workspaceblobstore/azureml/(?P<job>[^/]+)/(?P<output>[^/]+)")
 _WHO = re.compile(r"(?<=://)[^/]*@")  # of an address: who asks, and the password
+_UNITS = ("KiB", "MiB", "GiB", "TiB")
 
 
 @dataclass(frozen=True)
@@ -45,5 +47,25 @@ def of_job(name: str) -> str:
     return f"/studio/jobs/{quote(name, safe='')}"
 
 
+def of_model(name: str) -> str:
+    """Return where MLflow's pages show a registered model."""
+    return f"/mlflow/#/models/{quote(name, safe='')}"
+
+
 def of_endpoint(name: str) -> str:
     return f"/studio/endpoints/{quote(name, safe='')}"
+
+
+def lasting(seconds: float) -> str:
+    """Return a time for a person: 12 ms, 3.4 s, 0:02:05."""
+    if seconds < 1:
+        return f"{seconds * 1000:.3g} ms"
+    return str(timedelta(seconds=round(seconds))) if seconds >= 60 else f"{seconds:.1f} s"
+
+
+def size(count: int) -> str:
+    """Return a number of bytes for a person: 12 bytes, 3.4 KiB."""
+    if count < 1024:
+        return f"{count} byte{'s' * (count != 1)}"
+    power = min((count.bit_length() - 1) // 10, len(_UNITS))
+    return f"{count / 1024**power:.1f} {_UNITS[power - 1]}"
