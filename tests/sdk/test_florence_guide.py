@@ -43,7 +43,7 @@ FEW = {"train": 8, "validation": 2, "test": 2}
 def guide(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
     """The example's own modules: its documents, its requests and its two benchmarks."""
     monkeypatch.syspath_prepend(str(GUIDE))
-    names = ("connect", "documents", "evaluate", "benchmark")
+    names = ("connect", "documents", "prepare_data", "train", "evaluate", "benchmark")
     for name in (*names, "scores"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     return {name: importlib.import_module(name) for name in names}
@@ -223,6 +223,41 @@ def test_the_florence_guide(
     ml.online_endpoints.begin_delete(name=name).wait()
     with pytest.raises(ResourceNotFoundError):
         ml.online_endpoints.get(name)
+
+
+def test_other_documents_are_the_next_version_and_the_training_takes_it(
+    ml: MLClient,
+    name: str,
+    guide: dict[str, ModuleType],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    prepare, train, folder = guide["prepare_data"], guide["train"], Path("dataset")
+    monkeypatch.setitem(prepare.SETTINGS, "DOCUMENTS", FEW)
+    monkeypatch.setitem(train.SETTINGS, "AZURE_DATA_NAME", name)
+    folder.mkdir()
+
+    def version() -> str:
+        made = prepare.get_or_create_data(ml, name, folder)
+        guide["connect"].remember(data_name=made.name, data_version=made.version)
+        return str(made.version)
+
+    assert train.data_asset() == f"azureml:{name}@latest"  # nothing was prepared here
+    (folder / "rows.arrow").write_bytes(b"one")
+    assert [version(), version()] == ["1", "1"]
+    (folder / "rows.arrow").write_bytes(b"two")
+    assert [version(), version()] == ["2", "2"]
+    assert train.data_asset() == f"azureml:{name}:2"
+    assert "version 1 does not hold what is in dataset now" in capsys.readouterr().out
+
+    (folder / prepare.NOTE).write_text(json.dumps(prepare.asked()))
+    prepare.look(folder)
+    assert "NOT" not in capsys.readouterr().out
+    monkeypatch.setitem(prepare.SETTINGS, "SEED", 7)
+    prepare.look(folder)
+    assert "NOT what config.yml asks for" in capsys.readouterr().out
 
 
 def _what_it_logged(job: str) -> None:
