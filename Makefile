@@ -20,7 +20,7 @@ setup: .venv/.ready .venv-sdk/.ready
 	@test -x $(VENV)/python || $(PYTHON) -m venv .venv
 	@test -x $(VENV)/uv || $(VENV)/python -m pip install --quiet uv
 	@$(VENV)/python -c 'import torch; assert torch.__version__.split("+")[0] == "2.13.0"' 2>/dev/null \
-		|| $(VENV)/python -m pip install $$(test -t 1 || echo --quiet) torch==2.13.0
+		|| $(VENV)/python -m pip install $$(test -t 2 || echo --quiet) torch==2.13.0
 	@echo "  2 of 3: Finery and what it needs (.venv)"
 	@$(VENV)/uv pip install --quiet --python $(VENV)/python --constraint constraints.txt --editable '.[dev]'
 	@$(VENV)/python -m compileall -q -j 0 .venv/lib > /dev/null 2>&1 || true

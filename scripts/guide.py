@@ -141,7 +141,7 @@ def _show(output: int, home: Path) -> None:
             line = f"   … {time.monotonic() - spoke:.0f} s  {last_line(home)}".rstrip()
             room = shutil.get_terminal_size().columns - 1 if terminal else len(line)
             if len(line) > room:  # how much time is left is said at its end
-                line = f"{line[: room - 15]}… {line[-13:]}"
+                line = f"{line[: room - 22]}… {line[-20:]}"
             print(before + line, end=after, flush=True)
             pause = 2.0 if terminal else SILENCE
 

@@ -46,8 +46,9 @@ def main() -> int:
     guide.told(PICTURES, times)
     print(
         f"The training is\n\n  http://127.0.0.1:8480/studio/jobs/{state['job']}\n\n"
-        "and /mlflow has its charts and the pages with the model's answers, by step, and the\n"
-        "benchmark as a run below it.\n"
+        "its charts, the pages with the model's answers by step, and the benchmark as a run\n"
+        "below it are in MLflow:\n\n"
+        "  http://127.0.0.1:8480/mlflow/#/experiments?workflowType=machine_learning\n"
     )
     return verdict(state)
 

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from finery import cli
 from finery.core import status
@@ -25,7 +26,7 @@ SDK = ROOT / ".venv-sdk" / "bin" / "python"
 PAGES = [
     *("README.md", "CONTRIBUTING.md", "ARCHITECTURE.md", "SECURITY.md", "CHANGELOG.md"),
     *("docs/glossary.md", "docs/coverage.md", "docs/coverage_others.md"),
-    *("docs/environments.md", "docs/deployments.md"),
+    *("docs/environments.md", "docs/deployments.md", "docs/visual_question_answering.md"),
     *("examples/phi3_chat/README.md", "examples/florence2_vqa/README.md"),
     *(str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("docs/decisions/*.md"))),
 ]
@@ -162,6 +163,22 @@ def test_every_path_that_is_named_exists(name):
     for path in re.findall(rf"(?:^|[\s(`])((?:{known})/[\w./-]*\w)", told(text), re.M):
         if "…" not in path and "*" not in path:
             assert (ROOT / path).exists(), path
+
+
+def test_the_pipeline_for_pictures_is_told_as_it_is():
+    # Its calls are those of tests/sdk/test_vqa_pipeline.py, which runs them.
+    text = page("docs/visual_question_answering.md")
+    (script,) = (block for language, block in FENCED.findall(text) if language == "python")
+    compile(script, "vqa.py", "exec")
+    catalog = ROOT / "src/finery/catalog/components/visual_question_answering_pipeline.yaml"
+    inputs = yaml.safe_load(catalog.read_text())["inputs"]
+    rows = re.findall(r"^\| (`.*?) \|", section(text, "The inputs that matter"), re.M)
+    named = re.findall(r"`(\w+)`(?: \(`(.+?)`\)| \((\d+)\))?", "\n".join(rows))
+    assert len(named) > 10
+    for name, word, number in named:
+        default = word or number
+        assert name in inputs, name
+        assert default in ("", str(inputs[name].get("default"))), (name, default)
 
 
 def test_the_map_of_the_architecture_is_the_tree():
