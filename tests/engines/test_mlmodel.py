@@ -272,6 +272,16 @@ def test_what_is_not_ours_can_be_wanted_to_be_and_is_named(world: World, tmp_pat
         world.server(own_packages=True, strict=True).runtime(model("m"), serving=True)
 
 
+def test_what_our_own_python_lacks_is_known_without_building(world: World, tmp_path: Path) -> None:
+    write(tmp_path / "has", requirements_txt=f"mlflow\npandas=={PANDAS}")
+    write(tmp_path / "lacks", requirements_txt="sixpence==1.0")
+    write(tmp_path / "odd", conda_yaml="dependencies: [python=oops]")
+    server, ours = world.server(), world.server(own_packages=True)
+    assert [server.lacking(model(name)) for name in ("has", "lacks", "odd")] == [(), None, None]
+    assert "sixpence==1.0: it is not here" in " ".join(ours.lacking(model("lacks")) or ())
+    assert not server.home.exists()
+
+
 @pytest.mark.parametrize(
     ("asked", "old"),
     [

@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import text
 
 from finery.doors.mlflow import metrics
+from finery.doors.mlflow.app import Mlflow
 
 ONE, MANY = "/api/2.0/mlflow/runs/log-metric", "/api/2.0/mlflow/runs/log-batch"
 
@@ -113,6 +114,25 @@ def test_the_rows_are_those_that_mlflow_writes_itself(door) -> None:
     assert len(expected["metrics"]) == len(POINTS) - 1
     assert _table(door, "quick-one") == expected
     assert _table(door, "quick-many") == expected
+
+
+def test_the_last_values_are_known_without_the_real_server(door, tmp_path) -> None:
+    long = door.job("last-" + "x" * 40)  # longer than MLflow's own ids
+    door.mlflow.tracking.open(long)
+    points = [("b", 0.5), ("a", 1.0), ("c", math.nan), ("a", 2.0)]
+    for step, (key, value) in enumerate(points):
+        value = "NaN" if math.isnan(value) else value
+        doc = {"run_id": long.name, "key": key, "value": value, "timestamp": 1, "step": step}
+        assert door.client().post(f"/mlflow{ONE}", json=doc).status_code == 200
+    assert repr(door.mlflow.last(long, 9)) == "{'a': 2.0, 'b': 0.5, 'c': nan}"
+    later = Mlflow(door.house, door.house.files.root.parent, None)  # as after a start
+    assert repr(later.last(long, 2)) == "{'a': 2.0, 'b': 0.5}" and not later.ready
+    assert later.last(door.job("last-of-none"), 9) == {}
+    new = Mlflow(door.house, tmp_path, None)
+    assert new.last(long, 9) == {} and not (tmp_path / "mlflow").exists()
+    (tmp_path / "mlflow").mkdir()
+    (tmp_path / "mlflow" / "mlflow.db").touch()  # its tables are still to be made
+    assert new.last(long, 9) == {}
 
 
 def test_plain_metrics_do_not_reach_the_real_server(door, monkeypatch) -> None:

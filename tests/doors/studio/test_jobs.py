@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 
 import pytest
@@ -185,18 +186,22 @@ def test_the_files_of_a_job_are_listed_with_where_they_are_fetched(
 ):
     put_job("leaving")
     assert "Outputs" not in browser.get("/studio/jobs/leaving").text
-    wrote("leaving", "outputs/a/<b> 1#2.html", "<script>")
+    wrote("leaving", "outputs/a/<b> 1.html", "<script>")
+    for odd in ("1#2.txt", "50%.txt", os.fsdecode(b"\xff.txt")):  # MLflow refuses to hand them out
+        wrote("leaving", f"outputs/{odd}", "")
     wrote("leaving", "outputs/rows.txt", "x" * 2048)
     wrote("leaving-2", "outputs/another.txt", "")
     page = browser.get("/studio/jobs/leaving").text
-    assert '>a/&lt;b&gt; 1#2.html</a></td><td class="whole">8 bytes</td>' in page
+    assert '>a/&lt;b&gt; 1.html</a></td><td class="whole">8 bytes</td>' in page
     assert '>rows.txt</a></td><td class="whole">2.0 KiB</td>' in page
+    for odd in ("1#2.txt", "50%.txt", "\ufffd.txt"):
+        assert f'<td class="long">{odd}</td><td class="whole">0 bytes</td>' in page
     assert "another.txt" not in page and "There are more" not in page
     addresses = re.findall(r'<td class="long"><a href="(/mlflow/api[^"]+)"', page)
     folder = f"/mlflow/api/2.0/mlflow-artifacts/artifacts/{workspace}/workspaceartifactstore"
     assert addresses == [
         f"{folder}/ExperimentRun/dcid.leaving/outputs/{path}"
-        for path in ("a/%3Cb%3E%201%232.html", "rows.txt")
+        for path in ("a/%3Cb%3E%201.html", "rows.txt")
     ]
     browser.cookies.clear()  # MLflow itself is loaded for nobody here: its own tests fetch files
     for address in addresses:

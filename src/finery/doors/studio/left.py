@@ -63,18 +63,19 @@ def _files(house: House, job: Job) -> tuple[list[File], bool]:
         page = house.files.list(job.workspace, references.ARTIFACTS, prefix=folder, limit=_FILES)
     except NotFound:
         return [], False  # no job of this workspace has left anything yet
-    found = [
-        File(
-            place=Place(
-                os.fsencode(one.path.removeprefix(folder)).decode(errors="replace"),
-                f"{_FETCH}/{job.workspace}/{references.ARTIFACTS}/{quote(os.fsencode(one.path))}",
-            ),
-            size=places.size(one.size),
-        )
-        for one in page.items
-        if isinstance(one, Entry)
-    ]
+    base = f"{_FETCH}/{job.workspace}/{references.ARTIFACTS}"
+    found = []
+    for one in page.items:
+        if isinstance(one, Entry):
+            text = os.fsencode(one.path.removeprefix(folder)).decode(errors="replace")
+            href = f"{base}/{quote(one.path)}" if _taken(text) else ""
+            found.append(File(place=Place(text, href), size=places.size(one.size)))
     return found, page.next is not None
+
+
+def _taken(path: str) -> bool:
+    """Say whether MLflow hands out files of this name; others are refused however one asks."""
+    return not any(odd in path for odd in "#%\\\ufffd")
 
 
 def _readying(house: House, job: Job) -> float | None:
