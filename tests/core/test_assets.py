@@ -4,13 +4,14 @@ from dataclasses import replace
 
 import pytest
 
-from finery.core import assets
+from finery.core import assets, workspaces
 from finery.core.assets import Asset
 from finery.core.errors import AlreadyExists, Invalid, NotFound
+from finery.core.workspaces import Workspace
 
 
 def model(**given):
-    return Asset(scope="w", kind="model", **{"name": "m", "location": "file:s/a", **given})
+    return Asset(kind="model", **{"scope": "w", "name": "m", "location": "file:s/a", **given})
 
 
 def test_versions_are_numbered_when_none_is_given(store):
@@ -72,8 +73,26 @@ def test_versions_of_an_unknown_name_are_not_found(store):
 
 def test_a_version_that_is_not_there_is_answered_with_the_newest(store):
     assets.create(store, model(version="2"))
-    with pytest.raises(NotFound, match="no model 'm' version '7'; the newest is '2'"):
+    with pytest.raises(NotFound, match="no model 'm' version '7' in .*; the newest is '2'"):
         assets.get(store, "w", "model", "m", "7")
+
+
+def test_a_name_that_is_not_there_is_answered_with_those_like_it(store):
+    mine = Workspace(id="w", subscription="s", group="g", name="main")
+    workspaces.create(store, mine)
+    for scope, name in (("w", "jokes"), ("w", "chat"), ("w", "x" * 200), ("azureml", "joker")):
+        assets.create(store, model(scope=scope, name=name))
+    assets.create(store, model(name="jokey", anonymous=True))
+    with pytest.raises(NotFound) as there:
+        assets.get(store, "w", "model", "joke", "1")
+    assert str(there.value) == "no model 'joke' version '1' in the workspace 'main'; it has 'jokes'"
+    with pytest.raises(
+        NotFound, match="no model 'joke' in the registry 'azureml'; it has 'joker'$"
+    ):
+        assets.versions(store, "azureml", "model", "joke")
+    for name in ("phi", "jokes" * 1000):
+        with pytest.raises(NotFound, match="in the workspace 'main'$"):
+            assets.get(store, "w", "model", name)
 
 
 def test_another_workspace_sees_nothing(store):

@@ -224,7 +224,7 @@ def test_a_model_that_is_gone_fails_the_deployment(house, engine, store):
     house.tick()
     assert (house.blue.status, house.blue.error["message"]) == (
         "failed",
-        "no model 'm' version '1'",
+        "no model 'm' version '1' in the registry 'w'",
     )
 
 

@@ -190,7 +190,7 @@ def _near(store: Store, scope: str, kind: str, name: str) -> str:
     if kind == "code" or len(name) > _LONGEST:
         return ""
     known = [one.name for one in names(store, scope, kind, limit=_MOST_COMPARED).items]
-    like = difflib.get_close_matches(name, known)
+    like = [one for one in difflib.get_close_matches(name, known) if one != name]
     return f"it has {', '.join(map(repr, like))}" if like else ""
 
 

@@ -112,6 +112,7 @@ def test_one_version_of_a_curated_environment_stands_for_those_before_it(home, w
         ("azureml:m", NotFound),
         ("azureml:n@best", NotFound),
         ("azureml://datastores/elsewhere/paths/a", NotFound),
+        ("azureml://registries/ws/data/n/versions/1", NotFound),  # a workspace is no registry
         (f"{WS.replace('/w', '/gone')}/data/n/versions/1", Failure),
         (f"{WS.removesuffix('w')}other/data/n/versions/1", NotSupported),
         (f"{HERE}/ws2/workspaceblobstore/a", NotSupported),

@@ -196,7 +196,10 @@ def _uri_in(house: House, workspace: Workspace, rest: str, text: str) -> str:
     head = rest.partition("/")[0].lower()
     if head == "registries":
         registry, _, asset = rest.partition("/")[2].partition("/")
-        return _asset(house, registry, asset, text)
+        if registry.lower() != _CURATOR:  # a workspace's id here would lead into that workspace
+            said = f"no registry {registry!r}; the only one here is {_CURATOR!r}"
+            raise NotFound(said, target=registry)
+        return _asset(house, _CURATOR, asset, text)
     if head == "subscriptions":
         return _arm_in(house, workspace, rest, text)
     if head == "locations":
