@@ -16,6 +16,7 @@ from finery.core.endpoints import Deployment, Endpoint, Serving
 from finery.core.probing import Watch
 from finery.core.scaling import Scaling
 from finery.doors.http import Seen
+from finery.doors.studio import calling
 
 CHAT = "asset:model/azureml/Phi-3-mini-4k-instruct/13"
 
@@ -271,22 +272,26 @@ def test_a_script_is_called_with_the_example_that_it_gives_itself(house, platfor
     address = f"http://127.0.0.1:{described.server_port}"
     endpoints.move(house.store, made, "ready", addresses={made.process(0): address})
 
-    def says(example):
-        Describing.said = json.dumps({"definitions": {"ServiceInput": {"example": example}}})
-        Describing.said = Describing.said.encode()
+    def says(text):
+        Describing.said = text
+        calling._described.cache_clear()
         return house.page("scripted")
 
-    page = says({"rows": [["<b>", 2]]})
+    def gives(example):
+        given = {"definitions": {"ServiceInput": {"example": example}}}
+        return says(json.dumps(given).encode())
+
+    page = gives({"rows": [["<b>", 2]]})
+    assert house.page("scripted") == page and len(Describing.asked) == 1
     assert "-d &#39;{&#34;rows&#34;: [[&#34;&lt;b&gt;&#34;, 2]]}&#39;" in page
     assert "The scoring script itself gives this example" in page
     secret = platform.house.keys.derived("serving", made.process(0))
     assert Describing.asked[-1] == f"/swagger.json {secret}"
     for nothing in ({}, None, "x" * 3000):
-        page = says(nothing)
+        page = gives(nothing)
         assert "{&#34;data&#34;: &#34;…&#34;}" in page and "is what <code>run()</code>" in page
     for odd in (b"", b"[", b"[]", b'{"definitions": 3}', b"[" * 90_000, b"1" * 200_000):
-        Describing.said = odd
-        assert "{&#34;data&#34;: &#34;…&#34;}" in house.page("scripted"), odd[:20]
+        assert "{&#34;data&#34;: &#34;…&#34;}" in says(odd), odd[:20]
 
 
 def test_a_model_that_is_not_there_is_said_to_be_gone(house):
