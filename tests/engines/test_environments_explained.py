@@ -5,8 +5,9 @@ import errno
 import pytest
 
 from finery.core.errors import NotSupported, Unavailable
-from finery.engines import explaining
+from finery.engines import building, explaining
 from finery.engines.explaining import Ended
+from finery.engines.wanted import Wanted
 
 CONFLICT = """Using Python 3.11.7 environment at: .
 error: No solution found when resolving dependencies
@@ -62,6 +63,23 @@ def test_the_cause_is_found_in_what_was_written(said: str, cause: str, theirs: b
     found = explaining.cause(Ended(said))
     assert cause in found.text and "\n" not in found.text
     assert found.invalid == theirs
+
+
+@pytest.mark.parametrize(
+    ("listed", "hinted"),
+    [("[nosuch]", True), ("[pip, {pip: [NoSuch>1]}]", False), ("[needs-it, {pip: [tqdm]}]", True)],
+)
+def test_a_conda_program_is_a_help_only_for_condas_own_section(
+    tmp_path, monkeypatch, listed: str, hinted: bool
+) -> None:
+    def lacks(*given, **more):
+        raise Ended(OLDER)
+
+    monkeypatch.setattr("finery.engines.installing.make", lacks)
+    monkeypatch.setattr("finery.engines.interpreters.conda", lambda: None)
+    with pytest.raises(Ended) as ended:
+        building.by_uv(Wanted(conda=f"dependencies: {listed}"), tmp_path)
+    assert ("conda or micromamba" in explaining.cause(ended.value).text) == hinted
 
 
 def test_a_cause_is_never_a_whole_log() -> None:

@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 from finery.core.errors import Unavailable
 from finery.engines import (
+    conda,
     explaining,
     images,
     installing,
@@ -76,12 +77,19 @@ def by_uv(wanted: Wanted, folder: Path) -> dict[str, Any]:
         if not wanted.conda or "was not found in the" not in ended.said:
             raise
         if interpreters.conda() is None:
-            ended.add("a package that only conda has needs conda or micromamba on this machine")
+            if not _asked_of_pip(wanted.conda, ended.said):
+                ended.add("a package that only conda has needs conda or micromamba on this machine")
             raise
         say("the package index does not have all of it: once more, with conda")
         return by_conda(wanted, folder)
     _let_host_in(wanted, folder)
     return ready
+
+
+def _asked_of_pip(conda_file: str, said: str) -> bool:
+    """Whether all that the index lacks stands in the pip section: conda would be of no help."""
+    lacking = {sharing.name(one) for one in explaining.lacking(said)}
+    return bool(lacking) and lacking <= {sharing.name(one) for one in conda.of_pip(conda_file)}
 
 
 def by_conda(wanted: Wanted, folder: Path) -> dict[str, Any]:

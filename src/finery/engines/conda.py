@@ -85,6 +85,12 @@ def read(text: str, *, folder: Path | None = None) -> Read:
     )
 
 
+def of_pip(text: str) -> list[str]:
+    """Return the names of the packages in the pip section of a conda file that was read before."""
+    _, pip = _sorted(_document(text).get("dependencies") or [])
+    return [name for name in map(requirements.name, pip) if name]
+
+
 def of(specs: list[str]) -> Read:
     """Return what conda's own way of naming packages asks for."""
     python, lines, warnings, notes = "", [], [], []

@@ -84,6 +84,11 @@ def lines(said: str) -> str:
     return re.sub(r"(resolving dependencies):? Because", r"\1: because", text)
 
 
+def lacking(said: str) -> list[str]:
+    """Return the packages that the index does not have at all, as uv names them."""
+    return re.findall(r"([A-Za-z0-9][\w.-]*) was not found in the", lines(said))
+
+
 def concerns(said: str, package: str) -> bool:
     """Say whether a resolver's explanation is about a package."""
     return bool(re.search(rf"\b{re.escape(package)}(?![\w-])", lines(said)))
