@@ -11,6 +11,8 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import fake_docker
 import pytest
 from test_environments import SYSTEM, World, conda, had, named, world
 
+from finery import cli
 from finery.core.compute import Process
 from finery.core.errors import Invalid
 from finery.engines import aside, built, environments
@@ -181,6 +184,33 @@ def test_what_nothing_has_used_for_a_month_goes_and_what_is_used_stays(
     assert there == {asked.name, runs.name}
     assert not [*(world.home / "environments").glob(f"{unused.name}*")]
     assert made(world, server, until, "a") == unused
+
+
+def test_who_asked_for_what_is_built_is_listed_and_when_it_was_used(
+    world: World, until: Until, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def listed(*more: str) -> str:
+        assert cli.main(["environment", "list", "--home", str(world.home), *more]) == 0
+        return capsys.readouterr().out
+
+    world.conda()
+    world.home.mkdir(exist_ok=True)
+    assert (listed(), listed("--json")) == ("nothing was built\n", "[]\n")
+    server = world.server()
+    folder = made(world, server, until, "a")
+    same = named("b", kind="conda", conda=SYSTEM.format(name="a"))
+    for one in (same, same, replace(same, name="x", anonymous=True)):
+        assert world.server().runtime(one, serving=False)
+        assert server.runtime(one, serving=False)
+    age(folder / "ready.json", 2)
+    (one,) = json.loads(listed("--json"))
+    assert one["names"] == ["a:1", "b:1", "without a name"]
+    then = datetime.fromisoformat(one["last_used"]).timestamp()
+    assert abs(time.time() - 2 * DAY - then) < 120
+    assert "a:1, b:1, without a name" in listed()
+    built.remove(world.home, folder.name)
+    assert made(world, server, until, "a") == folder
+    assert [one.names for one in built.all(world.home)] == [("a:1",)]
 
 
 def test_one_that_is_asked_for_while_others_are_tidied_away_stays(

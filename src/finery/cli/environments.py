@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +25,15 @@ def add(words: Any) -> None:
 
 
 def show(args: argparse.Namespace) -> None:
-    """List the environments that are built, and the disk that each takes."""
-    headings = ("key", "python", "own_mib", "shared_mib", "used", "asks")
-    lookups.table(args, [_said(one) for one in _all(args)], headings)
+    """List the environments that are built, for whom, and the disk that each takes."""
+    headings = ("key", "python", "own_mib", "shared_mib", "used", "last_used", "names", "asks")
+    found = [_said(one) for one in _all(args)]
+    if args.json:
+        return lookups.table(args, found, headings)
+    if not found:
+        print("nothing was built")
+        return None
+    return lookups.show([{**one, "names": ", ".join(one["names"])} for one in found], headings)
 
 
 def remove(args: argparse.Namespace) -> None:
@@ -60,6 +67,12 @@ def _home(args: argparse.Namespace) -> Path:
     return home
 
 
+def _at(moment: float) -> str:
+    if not moment:
+        return ""
+    return datetime.fromtimestamp(moment).astimezone().isoformat(sep=" ", timespec="minutes")
+
+
 def _said(one: Built) -> dict[str, Any]:
     return {
         "key": one.key,
@@ -68,5 +81,7 @@ def _said(one: Built) -> dict[str, Any]:
         "own_mib": round(one.bytes / 2**20, 1),
         "shared_mib": round(one.shared / 2**20, 1),
         "used": one.used,
+        "last_used": _at(one.last_used),
+        "names": list(one.names),
         "asks": one.asks,
     }

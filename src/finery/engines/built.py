@@ -11,14 +11,16 @@ import logging
 import math
 import shutil
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finery.engines import building
+from finery.engines import building, keeper
 
 _LONGEST = 100  # characters of what is said of a wish
 _ASIDE = ".gone-"
+_MOST_NAMES = 20  # of those that asked for one
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +34,8 @@ class Built:
     bytes: int  # of files that nothing else has: what its removal frees
     shared: int  # bytes of files that it has in common with others or with a cache
     used: bool  # by a process that has not ended
+    names: tuple[str, ...] = ()  # of those that asked for it, the first of them
+    last_used: float = 0.0  # the time, an hour more or less; 0: it is not whole
 
 
 def all(home: Path) -> list[Built]:
@@ -50,6 +54,15 @@ def remove(home: Path, key: str) -> None:
     for left in (home / "environments").glob(f"{key}.*"):
         left.unlink(missing_ok=True)
     _remove_image(ready)
+
+
+def name(home: Path, key: str, asked: str) -> None:
+    """Write down, once, who asked for an environment.  A full disk is no reason to have none."""
+    path = home / "environments" / f"{key}.names.json"
+    known = _read(path).get("names", [])
+    if asked not in known and len(known) < _MOST_NAMES:
+        with suppress(OSError):
+            keeper.record(str(path.parent), path.name, {"names": [*known, asked]})
 
 
 def sweep(home: Path, *, before: float = math.inf) -> None:
@@ -143,6 +156,8 @@ def _look(place: Path, used: set[str]) -> Built:
         bytes=own,
         shared=shared,
         used=place.name in used,
+        names=tuple(_read(place.with_name(f"{place.name}.names.json")).get("names", ())),
+        last_used=when(place / building.READY) if ready else 0.0,
     )
 
 

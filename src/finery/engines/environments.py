@@ -31,6 +31,7 @@ from finery.core.errors import Failure, Invalid, NotSupported, Unavailable
 from finery.engines import (
     aside,
     building,
+    built,
     containers,
     images,
     interpreters,
@@ -96,6 +97,7 @@ class Environments:
         self._engine_client: str | None = None  # not looked for yet
         self._look_at = 0.0  # when to look for a container engine again
         self._ready: dict[str, Runtime] = {}
+        self._named: set[tuple[str, str]] = set()  # what is built, and who asked: written down
         self._looked: dict[str, float] = {}  # images -> when they were last seen here
         self._begun: dict[str, int] = {}  # builds -> how often, since they last ended by themselves
         self._lock = threading.RLock()
@@ -122,6 +124,7 @@ class Environments:
         if found and self._gone(key, found):
             return None
         if found:
+            self._name(key, environment)
             self._check_whole(environment, found.warnings)
             return found
         with self._lock:
@@ -257,11 +260,26 @@ class Environments:
                 self._looked[key] = time.monotonic()  # it was built just now
         return self._ready[key]
 
+    def _name(self, key: str, environment: Asset) -> None:
+        """Have who asked for what is built written down, for `built.py`: once, if it stays."""
+        named = f"{environment.name}:{environment.version}"
+        if environment.anonymous or not environment.version:
+            named = "without a name"
+        asked = f"the model {named}" if environment.kind == "model" else named
+        with self._lock:
+            if (key, asked) in self._named and (self.home / f"{key}.names.json").exists():
+                return
+            built.name(self.home.parent, key, asked)
+            if len(self._named) >= MOST_KNOWN:
+                self._named.clear()
+            self._named.add((key, asked))
+
     def _step(self, environment: Asset, wish: Wanted, key: str, log: Path | None) -> Runtime | None:
         """Take the next step of a build; raise its failure to those who waited for it."""
         id = f"environment-{key}"
         report = self.engine.report(id)
         if report.state == "exited" and (found := self._found(key)):
+            self._name(key, environment)
             return found  # it became ready since we looked
         if report.state == "exited":
             cause = self._cause(key, report)
