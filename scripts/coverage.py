@@ -189,8 +189,7 @@ def _outcome(
 
 
 def _short(test: str) -> str:
-    file, _, name = test.rpartition("/")[2].partition("::")
-    return f"{file}::{name.partition('[')[0]}"
+    return test.partition("[")[0].rpartition("/")[2]  # what is in brackets may have a "/" too
 
 
 _HEAD = """# What `azure-ai-ml` gets here
