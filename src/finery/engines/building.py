@@ -32,6 +32,7 @@ from finery.engines import (
 from finery.engines.wanted import Wanted
 
 READY = "ready.json"
+PROCESS = "environment-"  # what the id of a build's process begins with; its key follows
 _PACKAGE = Path(__file__).parents[1]  # of Finery itself
 
 

@@ -70,8 +70,7 @@ def sweep(home: Path, *, before: float = math.inf) -> None:
     folder = home / "environments"
     for left in folder.glob("*.*"):
         key = left.name.partition(".")[0]
-        building_now = (home / "processes" / f"environment-{key}").exists()
-        if building_now or not key or not left.is_file() or (folder / key).exists():
+        if _being_built(home, key) or not key or not left.is_file() or (folder / key).exists():
             continue
         if when(left) < before:
             left.unlink(missing_ok=True)
@@ -106,8 +105,8 @@ def discard(home: Path) -> None:
     """Remove what was put aside, images too."""
     for place in (home / "environments").glob(f"{_ASIDE}*/"):
         key = place.name.removeprefix(_ASIDE)
-        building_now = (home / "processes" / f"environment-{key}").exists()
-        if not building_now and not place.with_name(key).exists():  # else it is built anew
+        anew = _being_built(home, key) or place.with_name(key).exists()
+        if not anew:
             _remove_image(_read(place / building.READY))
             for left in place.parent.glob(f"{key}.*"):
                 left.unlink(missing_ok=True)
@@ -122,10 +121,14 @@ def when(path: Path) -> float:
         return math.inf
 
 
+def _being_built(home: Path, key: str) -> bool:
+    return (home / "processes" / f"{building.PROCESS}{key}").exists()
+
+
 def _old(home: Path, key: str, before: float, half: float) -> bool:
     place = home / "environments" / key
-    if (home / "processes" / f"environment-{key}").exists():
-        return False  # it is being built
+    if _being_built(home, key):
+        return False
     ready = place / building.READY
     return when(ready) < before if ready.exists() else when(place) < half
 
@@ -187,7 +190,7 @@ def _in_use(home: Path) -> set[str]:
 def _only_built(home: Path, key: str, process: Path) -> bool:
     """Whether this is the process that built it, and has: it is about to end."""
     ready = (home / "environments" / key / building.READY).exists()
-    return ready and process.name == f"environment-{key}"
+    return ready and process.name == f"{building.PROCESS}{key}"
 
 
 def _read(path: Path) -> dict[str, Any]:

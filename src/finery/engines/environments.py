@@ -255,7 +255,7 @@ class Environments:
                 warnings=tuple(said["warnings"]),
                 variables=said["variables"],
             )
-            self.engine.forget(f"environment-{key}")
+            self.engine.forget(f"{building.PROCESS}{key}")
             if self._begun.pop(key, None):
                 self._looked[key] = time.monotonic()  # it was built just now
         return self._ready[key]
@@ -276,7 +276,7 @@ class Environments:
 
     def _step(self, environment: Asset, wish: Wanted, key: str, log: Path | None) -> Runtime | None:
         """Take the next step of a build; raise its failure to those who waited for it."""
-        id = f"environment-{key}"
+        id = f"{building.PROCESS}{key}"
         report = self.engine.report(id)
         if report.state == "exited" and (found := self._found(key)):
             self._name(key, environment)
@@ -321,9 +321,9 @@ class Environments:
     def _building(self) -> list[str]:
         """Return the builds that run; those of an earlier server's life too."""
         found = []
-        for place in self.home.parent.glob("processes/environment-*"):
+        for place in self.home.parent.glob(f"processes/{building.PROCESS}*"):
             if self.engine.report(place.name).state in ("starting", "alive"):
-                found.append(place.name.removeprefix("environment-"))
+                found.append(place.name.removeprefix(building.PROCESS))
         return found
 
     def _cause(self, key: str, report: Report) -> tuple[str, bool] | None:

@@ -19,7 +19,6 @@ from finery.engines import building, built
 TIDIED_AGAIN = 3600.0  # seconds after which what is left, and what nothing uses, is looked for anew
 FAILED_KEPT = 24 * 3600.0  # seconds that the files of a build that failed are kept
 UNUSED_KEPT = 30 * 24 * 3600.0  # seconds that an environment is kept that nothing uses
-_PREFIX = "environment-"  # of the process of a build
 _ENDS = ("exit.json", "lost.json")  # of a process that has ended
 _LOOK = 1.0  # seconds between looks at the builds that run
 
@@ -76,7 +75,8 @@ class Minding:
         """Take away what builds that failed have left and, if `unused`, what was long not used."""
         home, now = self.home, time.time()
         try:
-            for end in (end for name in _ENDS for end in home.glob(f"processes/{_PREFIX}*/{name}")):
+            places = f"processes/{building.PROCESS}*"
+            for end in (end for name in _ENDS for end in home.glob(f"{places}/{name}")):
                 if built.when(end) < now - FAILED_KEPT:
                     self.engine.forget(end.parent.name)
             old = {"before": now - UNUSED_KEPT if unused else 0.0, "half": now - FAILED_KEPT}
@@ -90,8 +90,8 @@ class Minding:
             logger.exception("the environments were not tidied: tried again in an hour")
 
     def _keep_tidy(self) -> None:
-        for place in self.home.glob(f"processes/{_PREFIX}*"):
-            key = place.name.removeprefix(_PREFIX)
+        for place in self.home.glob(f"processes/{building.PROCESS}*"):
+            key = place.name.removeprefix(building.PROCESS)
             with self._lock:
                 if key not in self._waited:
                     self.asked(key)  # from now on: who waits for it still will say so soon
@@ -113,9 +113,9 @@ class Minding:
                     return
 
     def _mind_one(self, key: str) -> None:
-        if self.engine.report(f"{_PREFIX}{key}").state in ("exited", "unknown"):
+        if self.engine.report(f"{building.PROCESS}{key}").state in ("exited", "unknown"):
             self._waited.pop(key)
             self.clear(key)
         elif time.monotonic() - self._waited[key] > self.ignored:
             logger.info("nobody waits for the environment %s: stopped", key)
-            self.engine.stop(f"{_PREFIX}{key}")
+            self.engine.stop(f"{building.PROCESS}{key}")
