@@ -81,8 +81,8 @@ def _end_deployments(platform: app.Platform) -> list[str]:
     """End the processes; what was asked for stays, and comes up with the next `finery up`."""
     ended, ids = [], []
     for deployment in endpoints.kept(platform.store):
-        mine = {deployment.process(i) for i in range(deployment.count)}
-        mine |= {*deployment.addresses, *instances.started(platform.settings.home, deployment)}
+        mine = {*instances.processes(deployment), *deployment.addresses}
+        mine |= instances.started(platform.settings.home, deployment)
         running = [id for id in mine if platform.engine.report(id).state in ("starting", "alive")]
         for id in running:
             platform.engine.stop(id)

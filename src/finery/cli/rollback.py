@@ -124,7 +124,7 @@ def _now(store: Store, wanted: Deployment) -> Deployment:
 def _progress(home: Path, now: Deployment) -> str:
     from finery.core import instances
 
-    ready = sum(now.process(one) in now.addresses for one in range(now.count))
+    ready = sum(id in now.addresses for id in instances.processes(now))
     first = instances.folder(home, now) / now.process(0)
     if not ready and instances.build_log(first).exists() and not (first / "log.txt").exists():
         doing = "its environment is being built"

@@ -50,6 +50,11 @@ def build_log(place: Path) -> Path:
     return place / _BUILD_LOG
 
 
+def processes(deployment: Deployment) -> list[str]:
+    """Return the ids of the processes that there should be, in the order of the instances."""
+    return [deployment.process(instance) for instance in range(deployment.count)]
+
+
 def started(home: Path, deployment: Deployment) -> set[str]:
     """Return the ids of all that was started for it and not cleared yet."""
     return {found.parent.name for found in folder(home, deployment).glob(f"*/{_SPEC}")}
@@ -168,9 +173,7 @@ def failure(deployment: Deployment) -> str:
     if not deployment.error:
         return ""
     why, earlier = str(deployment.error["message"]), deployment.earlier
-    if earlier is None or not any(
-        earlier.process(n) in deployment.addresses for n in range(earlier.count)
-    ):
+    if earlier is None or not any(id in deployment.addresses for id in processes(earlier)):
         return why
     same = earlier.revision == deployment.revision  # only their number was to change
     there = "what was there" if same else f"revision {earlier.revision}"

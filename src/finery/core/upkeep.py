@@ -149,7 +149,7 @@ class Upkeep:
         Of all else, forget the addresses of instances that have ended and are
         not replaced.
         """
-        own = set() if deployment.status == "failed" else {*self._processes(deployment)}
+        own = set() if deployment.status == "failed" else {*instances.processes(deployment)}
         there = {
             id: address
             for id, address in deployment.addresses.items()
@@ -158,7 +158,7 @@ class Upkeep:
         before, falls = deployment.before, deployment.falls
         if (earlier := deployment.earlier) is not None:
             ready, fallen = self._look_at(earlier, alone=False)
-            there = {id: to for id, to in there.items() if id not in self._processes(earlier)}
+            there = {id: to for id, to in there.items() if id not in instances.processes(earlier)}
             there |= ready
             again = [n for n, report in fallen.items() if not self._falls_on(earlier, n, report)]
             before = {**before, "restarts": _once_more(earlier, again)}
@@ -286,9 +286,9 @@ class Upkeep:
 
     def _sweep(self, deployment: Deployment) -> None:
         """End what this deployment once started and needs no more; its logs stay."""
-        needed = {*self._processes(deployment), *deployment.addresses}
+        needed = {*instances.processes(deployment), *deployment.addresses}
         if (earlier := deployment.earlier) is not None:
-            needed |= {*self._processes(earlier)}
+            needed |= {*instances.processes(earlier)}
         for id in instances.started(self.home, deployment) - needed:
             if self._drained(deployment, id):
                 self._stop(id)
@@ -372,7 +372,7 @@ class Upkeep:
 
     def _take_down(self, deployment: Deployment) -> None:
         kept = instances.started(self.home, deployment)
-        ids = {*self._processes(deployment), *deployment.addresses, *kept}
+        ids = {*instances.processes(deployment), *deployment.addresses, *kept}
         for id in ids:
             if self._drained(deployment, id):
                 self._stop(id)
@@ -393,7 +393,7 @@ class Upkeep:
             return
         if (current.id, current.revision) != (deployment.id, deployment.revision):
             return  # asked to run something else since we looked
-        for id in self._processes(current):
+        for id in instances.processes(current):
             if id not in current.addresses:
                 self.engine.stop(id)
         error = {"message": why, "target": current.name}
@@ -403,10 +403,6 @@ class Upkeep:
         if current.status == "updating" and not before.get("answers"):
             before = rollback.answering(current) or before  # that was a change of numbers alone
         endpoints.move(self.store, current, "failed", reason=why, error=error, before=before)
-
-    def _processes(self, deployment: Deployment) -> list[str]:
-        """Return the ids of the processes that there should be."""
-        return [deployment.process(instance) for instance in range(deployment.count)]
 
     def _reports(self, deployment: Deployment) -> dict[int, Report]:
         return {

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from finery.core import endpoints
+from finery.core import endpoints, instances
 from finery.core.endpoints import Deployment, Endpoint
 from finery.core.probing import Watch
 from finery.core.serving import Probe
@@ -104,7 +104,7 @@ def _says(endpoint: Endpoint, kept: Sequence[Deployment]) -> tuple[str, str]:
 
 def _deployment(house: House, endpoint: Endpoint, one: Deployment) -> Shown:
     what = calling.kind(house, one)
-    own = [one.process(number) for number in range(one.count)]
+    own = instances.processes(one)
     log, seen = house.instance_logs(one, _LINES), house.seen(one.id)
     return Shown(
         of=one,

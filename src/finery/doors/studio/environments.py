@@ -61,7 +61,7 @@ def of_deployment(house: House, deployment: Deployment, *, chat: bool) -> Enviro
         name, what, recipe = _models_own(house, asset)
     else:
         name, what, recipe = _made_from(house, deployment.spec.environment)
-    ready = any(id in deployment.addresses for id in _processes(deployment))
+    ready = any(id in deployment.addresses for id in instances.processes(deployment))
     # One that nobody calls may have no instance, and one whose instances fell has none for a while.
     if ready or deployment.status in ("ready", "unhealthy") or what in (_OWN, _CURATED, ""):
         state = "ready"
@@ -117,7 +117,3 @@ def _image(house: House, asset: Asset, before: str) -> str:
     if house.containers() != "":  # one runs here, or it is not known yet
         return f"{before} the image {image}"
     return f"{before} the image {image}, which is not used here: no Docker or Podman"
-
-
-def _processes(deployment: Deployment) -> list[str]:
-    return [deployment.process(one) for one in range(deployment.count)]
